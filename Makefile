@@ -1,0 +1,70 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# All that the tools keep stays in the checkout, so that two checkouts do not see each other.
+export ANSIBLE_HOME := $(CURDIR)/.ansible
+export ANSIBLE_LOCALHOST_WARNING := false
+export PYTHONDONTWRITEBYTECODE := 1
+# Container names are global to a machine: this makes them the checkout's own.
+export TARPIT_RUN_ID ?= $(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-8)
+
+TEST := .cache/venvs/test/bin
+DEV := .cache/venvs/dev/bin
+WINE_PACKAGES := wine64 wine gcc-mingw-w64-x86-64
+PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
+
+# Runs set-up; where it says that something is missing (3), notes that the part cannot run here.
+setup = dev/setup.sh $(1) || { s=$$?; [ $$s != 3 ] || touch .cache/not-run-$@; exit $$s; }
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: ## Set the tarpit of a lab Windows host, and mail through the proxy: no root, no Wine
+	@$(call setup,python test)
+	@$(TEST)/python dev/demo.py
+
+.PHONY: test
+test: ## Everything: lint, unit, integration, molecule
+	@mkdir -p .cache && dev/test.sh
+
+.PHONY: lint
+lint: ## Linters, type checker, ansible-test sanity
+	@mkdir -p .cache; $(call setup,python dev)
+	@dev/lint.sh
+
+.PHONY: unit
+unit: ## Tests without a network: plug-ins, proxy, lab
+	@mkdir -p .cache; $(call setup,python test)
+	$(TEST)/pytest tests/unit
+
+.PHONY: integration
+integration: ## Real programs against the lab on both backends
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES)); $(call setup,python test)
+	$(TEST)/pytest -n auto proxy/tests tests/lab tests/integration
+
+.PHONY: molecule
+molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers with systemd
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(PODMAN_PACKAGES)); $(call setup,python dev)
+	@dev/molecule.sh
+
+.PHONY: build
+build: ## The collection's tarball, in dist/
+	@$(call setup,python test)
+	$(TEST)/ansible-galaxy collection build --force --output-path dist .
+
+.PHONY: lock
+lock: ## Resolve the lock files anew (needs uv)
+	for lock in proxy/requirements dev/requirements/test dev/requirements/dev; do \
+	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	        --no-emit-find-links --custom-compile-command 'make lock' $$lock.in --output-file $$lock.txt; \
+	done
+
+.PHONY: clean
+clean: ## Remove all that set-up and tests made in this checkout
+	rm -rf .ansible .cache dist

@@ -1,0 +1,131 @@
+# Copyright: the mailops.tarpit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TarpitTime on one host: find the state, make a plan, carry it out.
+
+TarpitTime is the DWORD below HKLM\\SYSTEM\\CurrentControlSet\\Services\\<service>\\Parameters, in seconds.
+The mark of an unfinished run stands below HKLM\\SOFTWARE\\mailops.tarpit\\<service>.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._plan import (
+    Found,
+    Mark,
+    Plan,
+    Stage,
+    Step,
+    Wanted,
+    make_plan,
+)
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._registry import Registry, WrongTypeError
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._service import (
+    RUNNING,
+    STOPPED,
+    ServiceControl,
+    ServiceState,
+)
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimSession
+
+VALUE = "TarpitTime"
+MARK_STAGE = "PendingRestart"
+MARK_PROCESS = "ProcessId"
+
+
+class NotInstalledError(Exception):
+    """The host has no such service."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found on the host: the service as Windows describes it, and the facts that the plan needs."""
+
+    service: ServiceState
+    found: Found
+
+
+class TarpitHost:
+    """The tarpit of one SMTP service on one host, over one session."""
+
+    def __init__(self, session: CimSession, service: str, timeout: float) -> None:
+        self._registry = Registry(session)
+        self._services = ServiceControl(session)
+        self._service = service
+        self._timeout = timeout
+        self._parameters = rf"SYSTEM\CurrentControlSet\Services\{service}\Parameters"
+        self._mark_key = rf"SOFTWARE\mailops.tarpit\{service}"
+
+    def survey(self) -> Survey:
+        """Read the service's state, TarpitTime and the mark. Raise NotInstalledError without the service."""
+        service = self._services.query(self._service)
+        if service is None:
+            raise NotInstalledError
+        service = self._services.settle(service, self._timeout)
+        wrong_type = False
+        try:
+            tarpit_time = self._registry.read_dword(self._parameters, VALUE)
+        except WrongTypeError:
+            tarpit_time, wrong_type = None, True
+        return Survey(
+            service=service,
+            found=Found(
+                tarpit_time=tarpit_time,
+                running=service.state != STOPPED,
+                process_id=service.process_id,
+                mark=self._read_mark(),
+                wrong_type=wrong_type,
+            ),
+        )
+
+    def plan(self, survey: Survey, wanted: Wanted) -> Plan:
+        """The steps from what was found to what is wanted."""
+        return make_plan(survey.found, wanted)
+
+    def carry_out(self, plan: Plan, survey: Survey, wanted: Wanted) -> None:
+        """Do the steps in their order; what fails raises, and leaves a mark from which the next run goes on."""
+        for step in plan.steps:
+            self._do(step, survey, wanted)
+
+    def _do(self, step: Step, survey: Survey, wanted: Wanted) -> None:
+        if step is Step.MARK_RESTART_OWED:
+            self._registry.create_key(self._mark_key)
+            # The process first: a stage must never stand beside the process of an older mark.
+            self._registry.note_dword(self._mark_key, MARK_PROCESS, survey.service.process_id)
+            self._registry.note_dword(self._mark_key, MARK_STAGE, Stage.RESTART_OWED)
+        elif step is Step.SET_VALUE and wanted.tarpit_time is not None:
+            self._registry.write_dword(self._parameters, VALUE, wanted.tarpit_time)
+        elif step is Step.DELETE_VALUE:
+            self._registry.delete_value(self._parameters, VALUE)
+        elif step is Step.MARK_START_OWED:
+            self._registry.note_dword(self._mark_key, MARK_STAGE, Stage.START_OWED)
+        elif step is Step.STOP:
+            self._services.stop(self._service, self._timeout)
+        elif step is Step.START:
+            self._services.start(self._service, self._timeout)
+        elif step is Step.CLEAR_MARK:
+            self._registry.delete_value(self._mark_key, MARK_STAGE)
+
+    def _read_mark(self) -> Mark | None:
+        try:
+            stage = self._registry.read_dword(self._mark_key, MARK_STAGE)
+            if stage not in (Stage.RESTART_OWED, Stage.START_OWED):
+                return None
+            process_id = self._registry.read_dword(self._mark_key, MARK_PROCESS)
+        except WrongTypeError:
+            return None  # not written by this collection
+        return Mark(Stage(stage), process_id or 0)
+
+
+def describe(survey: Survey) -> dict[str, int | str | None]:
+    """The state found, as the module returns it under `before`."""
+    return {"tarpit_time": survey.found.tarpit_time, "service_state": survey.service.state}
+
+
+def foretell(survey: Survey, plan: Plan, wanted: Wanted) -> dict[str, int | str | None]:
+    """The state that the plan leads to, as the module returns it under `after`."""
+    return {
+        "tarpit_time": wanted.tarpit_time,
+        "service_state": RUNNING if plan.restarts else survey.service.state,
+    }
