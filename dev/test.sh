@@ -8,7 +8,7 @@
 # Exit status: 0 all ran and passed; 1 a part failed, or did not run while CI=true; 3 a part did not run.
 
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 
 parts=(lint unit integration molecule)
 summary='' worst=0

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# dev/molecule.sh [SCENARIO…] [-- MOLECULE-ARGUMENT…]: runs molecule's scenarios, all of them by default, with what
+# they need from this checkout. `dev/molecule.sh greylist -- converge` runs one step of one scenario.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH=$PWD/.cache/venvs/dev/bin:$PATH
+export ANSIBLE_HOME=$PWD/.ansible
+export CONTAINERS_CONF=$PWD/dev/podman/containers.conf
+export TARPIT_ROOT=$PWD
+export TARPIT_RUN_ID=${TARPIT_RUN_ID:-$(printf %s "$PWD" | sha256sum | cut -c1-8)}
+
+scenarios=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    scenarios+=("$1")
+    shift
+done
+[ $# -eq 0 ] || shift
+[ ${#scenarios[@]} -gt 0 ] || scenarios=(windows greylist)
+[ $# -gt 0 ] || set -- test
+
+for scenario in "${scenarios[@]}"; do
+    molecule "$@" --scenario-name "$scenario"
+done

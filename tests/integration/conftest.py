@@ -1,0 +1,45 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A lab for each backend and test process, and a controller for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tools.ansible_runs import Controller, windows_inventory
+from lab.hosts import BACKENDS, Lab, LabHost
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with Lab.start(backend=request.param) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def memory_lab() -> Iterator[Lab]:
+    with Lab.start(backend="memory") as running:
+        yield running
+
+
+@pytest.fixture
+def controller(tmp_path: Path) -> Controller:
+    return Controller(tmp_path)
+
+
+@pytest.fixture
+def win01(lab: Lab) -> LabHost:
+    """The lab's host, as it was set up."""
+    (host,) = lab.hosts
+    host.reset()
+    return host
+
+
+@pytest.fixture
+def inventory(lab: Lab, win01: LabHost, tmp_path: Path) -> Path:
+    """The inventory of the lab's host, by the name win01."""
+    return windows_inventory(
+        tmp_path, {"win01": {"ansible_host": win01.address, "ansible_port": win01.winrm_port}}, lab.username
+    )
