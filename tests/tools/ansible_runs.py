@@ -1,6 +1,6 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs ansible-playbook as a user would, and reads its JSON output."""
+"""Runs ansible-playbook as a user would, and reads what came of it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Run:
 
     status: int
     printed: str
-    tasks: list[dict[str, Any]]
-
-    def results(self, host: str) -> list[dict[str, Any]]:
-        return [task["hosts"][host] for task in self.tasks if host in task["hosts"]]
+    results: list[tuple[str, dict[str, Any]]]
 
     def last(self, host: str) -> dict[str, Any]:
-        return self.results(host)[-1]
+        """The result of the host's last task."""
+        found = [result for name, result in self.results if name == host]
+        assert found, f"no task ran on {host}:\n{self.printed}"
+        return found[-1]
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,20 @@ class Controller:
     home: Path
     collections: Path = ROOT / ".ansible/collections"
 
+    @property
+    def _results(self) -> Path:
+        return self.home / "results.jsonl"
+
     def environment(self, password: str) -> dict[str, str]:
         """No setting of the machine or of its user takes part."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
         return kept | {
             "ANSIBLE_HOME": str(self.home),
             "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.json",
+            "ANSIBLE_CALLBACK_PLUGINS": str(Path(__file__).parent / "callback"),
+            "ANSIBLE_CALLBACKS_ENABLED": "task_results",
             "ANSIBLE_NOCOLOR": "1",
+            "TARPIT_RESULTS": str(self._results),
             "PATH": f"{BIN}:{kept['PATH']}",
             PASSWORD_VARIABLE: password,
         }
@@ -55,6 +61,7 @@ class Controller:
         self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object
     ) -> Run:
         """Run a playbook (a path, or a name such as mailops.tarpit.site)."""
+        self._results.unlink(missing_ok=True)
         done = subprocess.run(
             [
                 BIN / "ansible-playbook",
@@ -68,14 +75,13 @@ class Controller:
             capture_output=True,
             text=True,
             timeout=100,
+            check=False,
         )
         printed = done.stdout + done.stderr
         assert password not in printed, "a run printed the password"
-        try:
-            plays = json.loads(done.stdout[done.stdout.index("{") :])["plays"]
-        except ValueError:
-            plays = []
-        return Run(done.returncode, printed, [task for play in plays for task in play["tasks"]])
+        lines = self._results.read_text().splitlines() if self._results.exists() else []
+        told = [json.loads(line) for line in lines]
+        return Run(done.returncode, printed, [(entry["host"], entry["result"]) for entry in told])
 
 
 def windows_inventory(folder: Path, hosts: dict[str, dict[str, object]], username: str) -> Path:
