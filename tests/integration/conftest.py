@@ -1,6 +1,6 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A lab for each backend and test process, and a controller for each test."""
+"""A controller for each test, and the inventory of the lab's host."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from pathlib import Path
 
 import pytest
 from tools.ansible_runs import Controller, windows_inventory
-from lab.hosts import BACKENDS, Lab, LabHost
-
-
-@pytest.fixture(scope="session", params=BACKENDS)
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with Lab.start(backend=request.param) as running:
-        yield running
+from lab.hosts import Lab, LabHost
 
 
 @pytest.fixture(scope="session")
@@ -30,11 +24,9 @@ def controller(tmp_path: Path) -> Controller:
 
 
 @pytest.fixture
-def win01(lab: Lab) -> LabHost:
-    """The lab's host, as it was set up."""
-    (host,) = lab.hosts
-    host.reset()
-    return host
+def win01(lab_host: LabHost) -> LabHost:
+    """The lab's host, by the name that the inventory gives it."""
+    return lab_host
 
 
 @pytest.fixture

@@ -50,12 +50,12 @@ def test_it_holds_what_users_need_and_no_more(tarball: Path) -> None:
 
 
 def test_its_playbook_runs_from_an_empty_path(
-    tarball: Path, memory_lab: Lab, controller: Controller, tmp_path: Path
+    tarball: Path, memory_lab: Lab, tmp_path: Path
 ) -> None:
-    path = tmp_path / "collections"
+    installed = Controller(tmp_path, tmp_path / "collections")
     subprocess.run(
-        [BIN / "ansible-galaxy", "collection", "install", "--offline", "--collections-path", path, tarball],
-        env=controller.environment("unused"),
+        [BIN / "ansible-galaxy", "collection", "install", "--offline", "-p", installed.collections, tarball],
+        env=installed.environment("unused"),
         check=True,
         capture_output=True,
         timeout=100,
@@ -65,7 +65,6 @@ def test_its_playbook_runs_from_an_empty_path(
     inventory = windows_inventory(
         tmp_path, {"win01": {"ansible_host": host.address, "ansible_port": host.winrm_port}}, memory_lab.username
     )
-    installed = Controller(tmp_path, path)
     first = installed.playbook("mailops.tarpit.site", inventory, memory_lab.password)
     assert first.status == 0, first.printed
     assert first.last("win01")["changed"] is True

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import pytest
 from lab.backend import HKEY_LOCAL_MACHINE, REG_SZ, RegistryValue, Win32Error
-from lab.hosts import Lab, LabHost
+from lab.hosts import SMTPSVC_PARAMETERS, Lab, LabHost
 from tools.ansible_runs import Controller, Run, windows_inventory
 from tools.refusal_delay import measure
 
-PARAMETERS = r"SYSTEM\CurrentControlSet\Services\SMTPSVC\Parameters"
 SITE = "mailops.tarpit.site"
 
 
 def tarpit_time(host: LabHost) -> int | str | None:
     try:
-        return host.backend.read_value(HKEY_LOCAL_MACHINE, PARAMETERS, "TarpitTime").data
+        return host.backend.read_value(HKEY_LOCAL_MACHINE, SMTPSVC_PARAMETERS, "TarpitTime").data
     except Win32Error:
         return None
 
@@ -121,7 +120,7 @@ def test_a_restart_that_was_put_off_is_made_by_a_later_run(task, win01: LabHost)
 
 
 def test_a_stopped_service_gets_its_value_and_stays_stopped(task, win01: LabHost) -> None:
-    win01.stop_service("SMTPSVC")
+    win01.stop_smtpsvc()
     done = task(seconds=30)
     assert (done["changed"], done["restarted"], done["restart_pending"]) == (True, False, False)
     assert done["after"] == {"tarpit_time": 30, "service_state": "Stopped"}
@@ -129,7 +128,7 @@ def test_a_stopped_service_gets_its_value_and_stays_stopped(task, win01: LabHost
 
 
 def test_a_value_of_another_type_is_replaced_with_a_warning(task, win01: LabHost) -> None:
-    win01.backend.write_value(HKEY_LOCAL_MACHINE, PARAMETERS, "TarpitTime", RegistryValue(REG_SZ, "30"))
+    win01.backend.write_value(HKEY_LOCAL_MACHINE, SMTPSVC_PARAMETERS, "TarpitTime", RegistryValue(REG_SZ, "30"))
     done = task(seconds=30)
     assert done["changed"] is True
     assert "another type" in done["warnings"][0]

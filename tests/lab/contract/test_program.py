@@ -1,0 +1,129 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`python -m lab`: how demos and playbooks start it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lab
+from lab.hosts import BackendName
+
+TESTS = Path(lab.__file__).parents[1]
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the program with a password in its environment and a temporary folder of its own."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "LAB_PASSWORD": "secret-Word-1", "TMPDIR": str(scratch)}
+    started = contextlib.ExitStack()
+
+    def run(*arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "lab", "--user", "lab", "--password-env", "LAB_PASSWORD", *arguments]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=TESTS, env=environment, stdin=pipe, stderr=pipe)
+        started.enter_context(process)
+        started.callback(process.kill)
+        return process
+
+    with started:
+        yield run
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """Wait for a state file; one of an earlier run is no JSON, and may vanish at any moment."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            state: dict[str, Any] = json.loads(path.read_text())
+            return state
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def reaches(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT", "stdin"])
+def test_it_runs_until_told_to_end_and_leaves_nothing(
+    start: Start, tmp_path: Path, backend_name: BackendName, ending: str
+) -> None:
+    file = tmp_path / "state.json"
+    file.write_text("of an earlier run, that was killed")
+    process = start("--state-file", str(file), "--backend", backend_name, "--hosts", "2", "--until-stdin-closes")
+    state = wait_for(file, process)
+    assert (state["pid"], state["backend"], len(state["hosts"])) == (process.pid, backend_name, 2)
+    ports = [host[name] for host in state["hosts"] for name in ("winrm_port", "smtp_port")]
+    assert len(set(ports)) == 4
+    assert all(map(reaches, ports))
+    for host in state["hosts"]:
+        assert (host["winrm_address"], host["pid"], host["backend"]) == ("127.0.0.1", process.pid, backend_name)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    if ending == "stdin":
+        assert process.stdin is not None
+        process.stdin.close()
+    else:
+        process.send_signal(signal.Signals[ending])
+    assert process.wait(timeout=30) == 0
+    assert not any(map(reaches, ports))
+    assert not file.exists()
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_host_without_smtpsvc(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    process = start("--state-file", str(file), "--no-smtpsvc")
+    (host,) = wait_for(file, process)["hosts"]
+    assert host["smtp_port"] is None
+    assert reaches(host["winrm_port"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--state-file", "x", "--password-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
+        (["--state-file", "x", "--hosts", "0"], "must be 1 or more"),
+        (["--state-file", "x", "--backend", "vmware"], "invalid choice"),
+        ([], "--state-file"),
+    ],
+)
+def test_wrong_usage_is_explained(start: Start, arguments: list[str], words: str) -> None:
+    process = start(*arguments)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in said.decode()
+
+
+def test_a_password_that_cannot_work_is_explained(start: Start, tmp_path: Path) -> None:
+    process = start("--state-file", str(tmp_path / "state.json"), "--user", "a:b")
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.decode().startswith("lab: cannot start:")) == (1, True)
+
+
+def test_the_help_explains_the_state_file() -> None:
+    command = [sys.executable, "-m", "lab", "--help"]
+    told = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=60, check=True).stdout
+    for word in ("--until-stdin-closes", "winrm_port", "smtp_port", "SIGTERM", "example:"):
+        assert word in told
