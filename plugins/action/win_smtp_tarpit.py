@@ -65,7 +65,10 @@ class ActionModule(WindowsActionBase):
             ) from None
         plan = host.plan(survey, wanted)
         if not self._task.check_mode:
-            host.carry_out(plan, survey, wanted)
+            try:
+                host.carry_out(plan, survey, wanted)
+            finally:
+                self.done = [step.value for step in host.done]
         before, after = describe(survey), foretell(survey, plan, wanted)
         result = {
             "changed": plan.changed,
@@ -74,11 +77,14 @@ class ActionModule(WindowsActionBase):
             "restarted": plan.restarts,
             "restart_pending": plan.restart_pending,
             "steps": [step.value for step in plan.steps],
+            "dependents": list(plan.dependents),
             "diff": {
                 "before": before | {"restart_pending": survey.found.mark is not None},
                 "after": after | {"restart_pending": plan.restart_pending},
             },
         }
         if survey.found.wrong_type:
-            result["warnings"] = ["TarpitTime was there with another type than DWORD: Windows did not obey it"]
+            host.warnings.append("TarpitTime was there with another type than DWORD: Windows did not obey it")
+        if host.warnings:
+            result["warnings"] = host.warnings
         return result

@@ -47,6 +47,7 @@ class WindowsActionBase(ActionBase):
         """Called by Ansible, once a host."""
         result: dict[str, t.Any] = super().run(tmp, task_vars)
         host = (task_vars or {}).get("inventory_hostname", "host")
+        self.done: list[str] = []
         try:
             _dummy, options = self.validate_argument_spec(argument_spec=self.ARGUMENTS)
             self.check_options(options)
@@ -61,10 +62,17 @@ class WindowsActionBase(ActionBase):
             finally:
                 transport.close()
         except AnsibleConnectionFailure as error:
-            raise AnsibleConnectionFailure(f"{host}: cannot reach WinRM at {error}") from None
+            raise AnsibleConnectionFailure(f"{host}: cannot reach WinRM at {error}{self._told()}") from None
         except (AnsibleError, RegistryError, ServiceError, CimError) as error:
-            raise AnsibleActionFail(f"{host}: {error}{_mend(error)}") from None
+            changed = {"changed": bool(self.done)}
+            raise AnsibleActionFail(f"{host}: {error}{_mend(error)}{self._told()}", result=changed) from None
         return result
+
+    def _told(self) -> str:
+        """What was done on the host before it failed, so that nobody has to guess."""
+        if not self.done:
+            return ""
+        return f". Before that this run did: {', '.join(self.done)}. The next run goes on from there"
 
 
 def _mend(error: Exception) -> str:

@@ -14,6 +14,8 @@ Pure: nothing here talks to a host. The rules:
     process has restarted since (a reboot, an administrator): nothing is owed any more.
 4.  A service that we stopped is always started again, whatever the option `restart` says: it was running
     before we came.
+5.  Services that depend on it and run are stopped before it and started after it. Their names stand beside
+    the mark, so that a run which dies in between leaves none of them forgotten.
 """
 
 from __future__ import annotations
@@ -39,21 +41,29 @@ class Stage(IntEnum):
 
 @dataclass(frozen=True)
 class Mark:
-    """The mark of an earlier run: what was owed, and the service's process id when it was written."""
+    """The mark of an earlier run: what was owed, the service's process id when it was written (None where the
+    mark lacks it), and the dependents that the run was to stop.
+    """
 
     stage: Stage
-    process_id: int
+    process_id: int | None
+    dependents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Found:
-    """The state found: TarpitTime in seconds (None: no such value), the service, and the mark if any."""
+    """The state found: TarpitTime in seconds (None: no such value), the service, and the mark if any.
+
+    `dependents` are the running services that depend on it, in the order in which they can be stopped; they
+    count only for a plan that stops the service.
+    """
 
     tarpit_time: int | None
     running: bool
     process_id: int = 0
     mark: Mark | None = None
     wrong_type: bool = False
+    dependents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,14 @@ class Step(Enum):
     SET_VALUE = "set TarpitTime"
     DELETE_VALUE = "delete TarpitTime"
     MARK_START_OWED = "record that a start is owed"
+    STOP_DEPENDENTS = "stop the services that depend on it"
     STOP = "stop the service"
     START = "start the service"
+    START_DEPENDENTS = "start the services that depend on it"
     CLEAR_MARK = "remove the record"
+
+
+CHANGES = (Step.SET_VALUE, Step.DELETE_VALUE, Step.STOP, Step.START, Step.START_DEPENDENTS)
 
 
 @dataclass(frozen=True)
@@ -84,12 +99,13 @@ class Plan:
     """
 
     steps: tuple[Step, ...]
-    restart_pending: bool
+    restart_pending: bool = False
+    dependents: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
-        """Whether the host's own state changes: TarpitTime, or the service's process."""
-        return any(step in (Step.SET_VALUE, Step.DELETE_VALUE, Step.START) for step in self.steps)
+        """Whether the host's own state changes: TarpitTime, or a service's process."""
+        return any(step in CHANGES for step in self.steps)
 
     @property
     def restarts(self) -> bool:
@@ -104,24 +120,35 @@ def make_plan(found: Found, wanted: Wanted) -> Plan:
 
     if not found.running:
         if found.mark is not None and found.mark.stage is Stage.START_OWED:
-            return Plan((*write, Step.START, Step.CLEAR_MARK), restart_pending=False)
+            return _start((*write, Step.START), found.mark.dependents)
         # Stopped by someone else: it reads the value when they start it.
-        return Plan((*write, *_clear(found)), restart_pending=False)
+        return Plan((*write, *_clear(found)))
 
-    owed = found.mark is not None and found.mark.process_id == found.process_id
+    owed = found.mark is not None and found.mark.process_id in (None, found.process_id)
     # START_OWED over a service that runs is brought back: an administrator may stop it before we come again.
-    stands = owed and found.mark is not None and found.mark.stage is Stage.RESTART_OWED
-    mark = () if stands else (Step.MARK_RESTART_OWED,)
-    if wanted.restart is Restart.NEVER:
-        if not differs and not owed:
-            return Plan(_clear(found), restart_pending=False)
-        return Plan((*mark, *write), restart_pending=True)
+    recorded = owed and found.mark is not None and found.mark.stage is Stage.RESTART_OWED
+    record = () if recorded else (Step.MARK_RESTART_OWED,)
+    forgotten = _forgotten(found)
+    revive = (Step.START_DEPENDENTS,) if forgotten else ()
     if not differs and not owed and wanted.restart is not Restart.ALWAYS:
-        return Plan(_clear(found), restart_pending=False)
-    return Plan(
-        (*mark, *write, Step.MARK_START_OWED, Step.STOP, Step.START, Step.CLEAR_MARK),
-        restart_pending=False,
-    )
+        return Plan((*revive, *_clear(found)), dependents=forgotten)
+    if wanted.restart is Restart.NEVER:
+        return Plan((*revive, *record, *write), restart_pending=True, dependents=forgotten)
+    dependents = (*forgotten, *found.dependents)
+    stop = (Step.STOP_DEPENDENTS, Step.STOP) if found.dependents else (Step.STOP,)
+    return _start((*record, *write, Step.MARK_START_OWED, *stop, Step.START), dependents)
+
+
+def _start(steps: tuple[Step, ...], dependents: tuple[str, ...]) -> Plan:
+    """The steps, then those that end every restart."""
+    end = (Step.START_DEPENDENTS, Step.CLEAR_MARK) if dependents else (Step.CLEAR_MARK,)
+    return Plan((*steps, *end), dependents=dependents)
+
+
+def _forgotten(found: Found) -> tuple[str, ...]:
+    """The dependents that an earlier run was to stop and that do not run now."""
+    running = {name.lower() for name in found.dependents}
+    return tuple(name for name in (found.mark.dependents if found.mark else ()) if name.lower() not in running)
 
 
 def _clear(found: Found) -> tuple[Step, ...]:

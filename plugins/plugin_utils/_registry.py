@@ -1,27 +1,32 @@
 # Copyright: the mailops.tarpit contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""DWORD values of HKEY_LOCAL_MACHINE, by the WMI class StdRegProv."""
+"""Values of HKEY_LOCAL_MACHINE, by the WMI class StdRegProv."""
 
 from __future__ import annotations
 
-from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimClass, CimError, CimSession
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import (
+    CimClass,
+    CimError,
+    CimSession,
+    Fields,
+)
 
 STD_REG_PROV = CimClass("root/default", "StdRegProv")
 HKEY_LOCAL_MACHINE = 0x80000002
 DWORD_MAX = 0xFFFFFFFF
 
 DONE = 0
-VALUE_MISSING = 1  # by GetDWORDValue only
+VALUE_MISSING = 1  # by a Get only
 NOT_FOUND = 2  # the key; for DeleteValue also the value
-WRONG_TYPE = 0x80041005  # WBEM_E_TYPE_MISMATCH: the value exists and is no DWORD
+WRONG_TYPE = 0x80041005  # WBEM_E_TYPE_MISMATCH: the value has another type than was asked for
 
 MEANINGS = {
     VALUE_MISSING: "the value does not exist",
     NOT_FOUND: "the key or value does not exist",
     5: "access denied",
     6: "the key's name or handle is not valid",
-    WRONG_TYPE: "the value has another type than DWORD",
+    WRONG_TYPE: "the value has another type",
 }
 
 
@@ -35,30 +40,29 @@ class RegistryError(Exception):
 
 
 class WrongTypeError(RegistryError):
-    """The value is there, with a type other than DWORD."""
+    """The value is there, with another type."""
 
 
 class Registry:
-    """Reads and writes DWORD values below HKEY_LOCAL_MACHINE of one host."""
+    """Reads and writes values below HKEY_LOCAL_MACHINE of one host."""
 
     def __init__(self, session: CimSession) -> None:
         self._session = session
 
     def read_dword(self, key: str, name: str) -> int | None:
         """The value, or None where the value or its key is missing. Raise WrongTypeError for no DWORD."""
-        path = f"{key}\\{name}"
-        fields = self._call("GetDWORDValue", key, sValueName=name)
-        code = int(fields["ReturnValue"] or "")
-        if code in (VALUE_MISSING, NOT_FOUND):
+        fields = self._read("GetDWORDValue", key, name)
+        if fields is None:
             return None
-        if code == WRONG_TYPE:
-            raise WrongTypeError(code, "read", path)
-        if code != DONE:
-            raise RegistryError(code, "read", path)
         value = fields.get("uValue") or ""
         if not value.isdigit():
-            raise CimError(f"the answer to GetDWORDValue for HKLM\\{path} has no number in it")
+            raise CimError(f"the answer to GetDWORDValue for HKLM\\{key}\\{name} has no number in it")
         return int(value)
+
+    def read_string(self, key: str, name: str) -> str | None:
+        """The text of a REG_SZ, or None where the value or its key is missing. Raise WrongTypeError for others."""
+        fields = self._read("GetStringValue", key, name)
+        return None if fields is None else fields.get("sValue") or ""
 
     def write_dword(self, key: str, name: str, value: int) -> None:
         """Set the value of an existing key, whatever type it had, and read it back.
@@ -77,6 +81,10 @@ class Registry:
         """Set a value of our own bookkeeping: as `write_dword`, without reading it back."""
         self._demand_done("SetDWORDValue", "set", key, name, uValue=value)
 
+    def note_string(self, key: str, name: str, value: str) -> None:
+        """Set a text of our own bookkeeping."""
+        self._demand_done("SetStringValue", "set", key, name, sValue=value)
+
     def delete_value(self, key: str, name: str) -> None:
         """Remove the value; done where it is missing already."""
         self._demand_done("DeleteValue", "delete", key, name, also=(NOT_FOUND,))
@@ -87,14 +95,24 @@ class Registry:
         if code != DONE:
             raise RegistryError(code, "create", key)
 
+    def _read(self, method: str, key: str, name: str) -> Fields | None:
+        fields = self._call(method, key, sValueName=name)
+        code = int(fields["ReturnValue"] or "")
+        if code in (VALUE_MISSING, NOT_FOUND):
+            return None
+        if code == DONE:
+            return fields
+        kind = WrongTypeError if code == WRONG_TYPE else RegistryError
+        raise kind(code, "read", f"{key}\\{name}")
+
     def _demand_done(
-        self, method: str, tried: str, key: str, name: str, *, also: tuple[int, ...] = (), **parameters: int
+        self, method: str, tried: str, key: str, name: str, *, also: tuple[int, ...] = (), **parameters: int | str
     ) -> None:
         code = int(self._call(method, key, sValueName=name, **parameters)["ReturnValue"] or "")
         if code != DONE and code not in also:
             raise RegistryError(code, tried, f"{key}\\{name}")
 
-    def _call(self, method: str, key: str, **parameters: str | int) -> dict[str, str | None]:
+    def _call(self, method: str, key: str, **parameters: str | int) -> Fields:
         return self._session.invoke(
             STD_REG_PROV, method, {"hDefKey": HKEY_LOCAL_MACHINE, "sSubKeyName": key, **parameters}
         )

@@ -9,9 +9,23 @@ import time
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimClass, CimFault, CimSession
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import (
+    Association,
+    CimClass,
+    CimFault,
+    CimSession,
+)
 
 WIN32_SERVICE = CimClass("root/cimv2", "Win32_Service")
+DEPENDENCY = "Win32_DependentService"
+
+# SOAP subcodes by which a host says that it knows no association filter (WinRM before 2.0).
+NO_SUCH_FILTER = (
+    "FilterDialectRequestedUnavailable",
+    "FilteringNotSupported",
+    "CannotProcessFilter",
+    "ActionNotSupported",
+)
 
 STOPPED = "Stopped"
 RUNNING = "Running"
@@ -23,6 +37,8 @@ ACCEPTED = 0
 NOT_STARTED = (5, 6)  # answers of StopService for a service that has stopped meanwhile
 ALREADY_RUNNING = 10
 TIMED_OUT = 7  # the request may have had its effect all the same
+DISABLED = 14
+DOES_NOT_EXIST = -1  # no code of Windows: the request itself is a fault
 
 # Win32_Service, return values of StopService and StartService.
 MEANINGS = {
@@ -95,8 +111,7 @@ class ServiceControl:
         try:
             fields = self._session.get(WIN32_SERVICE, {"Name": name})
         except CimFault as fault:
-            # Only WMI's own word about this very service means that it is not installed.
-            if fault.code == NO_SUCH_INSTANCE and name.lower() in fault.extended_status.lower():
+            if _names_no_instance(fault, name):
                 return None
             raise
         process_id = fields.get("ProcessId") or "0"
@@ -106,6 +121,33 @@ class ServiceControl:
             start_mode=fields.get("StartMode") or "Unknown",
             process_id=int(process_id) if process_id.isdigit() else 0,
         )
+
+    def running_dependents(self, name: str) -> list[str]:
+        """The running services that depend on this one, each before those that it depends on itself.
+
+        Empty also where an old host cannot tell: Windows then refuses the stop with code 3 if there are any.
+        """
+        found: list[str] = []
+        self._collect_dependents(name, found, [name.lower()])
+        return found
+
+    def _collect_dependents(self, name: str, found: list[str], seen: list[str]) -> None:
+        association = Association(
+            WIN32_SERVICE, {"Name": name}, DEPENDENCY, "Antecedent", WIN32_SERVICE, "Dependent"
+        )
+        try:
+            instances = self._session.associated(association)
+        except CimFault as fault:
+            if fault.subcode not in NO_SUCH_FILTER:
+                raise
+            return
+        for instance in instances:
+            dependent = instance.get("Name") or ""
+            # A dependency may be circular, and a service that is stopped keeps nobody from stopping.
+            if dependent and dependent.lower() not in seen and instance.get("State") != STOPPED:
+                seen.append(dependent.lower())
+                self._collect_dependents(dependent, found, seen)
+                found.append(dependent)
 
     def settle(self, found: ServiceState, timeout: float) -> ServiceState:
         """Wait until a service that is just starting or stopping has done so."""
@@ -129,7 +171,12 @@ class ServiceControl:
         self._wait(name, RUNNING, timeout)
 
     def _request(self, method: str, name: str) -> int:
-        return int(self._session.invoke(WIN32_SERVICE, method, {}, {"Name": name})["ReturnValue"] or "")
+        try:
+            return int(self._session.invoke(WIN32_SERVICE, method, {}, {"Name": name})["ReturnValue"] or "")
+        except CimFault as fault:
+            if _names_no_instance(fault, name):
+                raise ServiceError(f"the host has no service {name}", DOES_NOT_EXIST) from None
+            raise
 
     def _wait(self, name: str, wanted: str, timeout: float) -> ServiceState:
         deadline = self._clock() + timeout
@@ -152,6 +199,11 @@ class ServiceControl:
                 )
             self._sleep(pause)
             pause = min(pause * 2, LONGEST_POLL_SECONDS)
+
+
+def _names_no_instance(fault: CimFault, name: str) -> bool:
+    # Only WMI's own word about this very service means that it is not installed.
+    return fault.code == NO_SUCH_INSTANCE and name.lower() in fault.extended_status.lower()
 
 
 def _refused(tried: str, name: str, code: int) -> ServiceError:

@@ -9,7 +9,7 @@ The mark of an unfinished run stands below HKLM\\SOFTWARE\\mailops.tarpit\\<serv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._plan import (
     Found,
@@ -22,9 +22,12 @@ from ansible_collections.mailops.tarpit.plugins.plugin_utils._plan import (
 )
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._registry import Registry, WrongTypeError
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._service import (
+    DISABLED,
+    DOES_NOT_EXIST,
     RUNNING,
     STOPPED,
     ServiceControl,
+    ServiceError,
     ServiceState,
 )
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimSession
@@ -32,6 +35,9 @@ from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimSe
 VALUE = "TarpitTime"
 MARK_STAGE = "PendingRestart"
 MARK_PROCESS = "ProcessId"
+MARK_DEPENDENTS = "Dependents"
+# Stands between their names: a service's name holds neither slash (CreateService, lpServiceName).
+SEPARATOR = "/"
 
 
 class NotInstalledError(Exception):
@@ -50,6 +56,8 @@ class TarpitHost:
     """The tarpit of one SMTP service on one host, over one session."""
 
     def __init__(self, session: CimSession, service: str, timeout: float) -> None:
+        self.done: list[Step] = []
+        self.warnings: list[str] = []
         self._registry = Registry(session)
         self._services = ServiceControl(session)
         self._service = service
@@ -80,17 +88,31 @@ class TarpitHost:
         )
 
     def plan(self, survey: Survey, wanted: Wanted) -> Plan:
-        """The steps from what was found to what is wanted."""
-        return make_plan(survey.found, wanted)
+        """The steps from what was found to what is wanted.
+
+        Asks for the services that depend on this one only where the plan needs to know them.
+        """
+        found = survey.found
+        plan = make_plan(found, wanted)
+        if Step.STOP in plan.steps or (found.running and found.mark is not None and found.mark.dependents):
+            dependents = tuple(self._services.running_dependents(self._service))
+            plan = make_plan(replace(found, dependents=dependents), wanted)
+        return plan
 
     def carry_out(self, plan: Plan, survey: Survey, wanted: Wanted) -> None:
-        """Do the steps in their order; what fails raises, and leaves a mark from which the next run goes on."""
-        for step in plan.steps:
-            self._do(step, survey, wanted)
+        """Do the steps in their order; what fails raises, and leaves a mark from which the next run goes on.
 
-    def _do(self, step: Step, survey: Survey, wanted: Wanted) -> None:
+        `done` then tells the steps that were done, `warnings` what did not keep a step from being done.
+        """
+        for step in plan.steps:
+            self._do(step, plan, survey, wanted)
+            self.done.append(step)
+
+    def _do(self, step: Step, plan: Plan, survey: Survey, wanted: Wanted) -> None:
         if step is Step.MARK_RESTART_OWED:
             self._registry.create_key(self._mark_key)
+            if survey.found.mark is not None and survey.found.mark.dependents:
+                self._registry.delete_value(self._mark_key, MARK_DEPENDENTS)
             # The process first: a stage must never stand beside the process of an older mark.
             self._registry.note_dword(self._mark_key, MARK_PROCESS, survey.service.process_id)
             self._registry.note_dword(self._mark_key, MARK_STAGE, Stage.RESTART_OWED)
@@ -99,13 +121,35 @@ class TarpitHost:
         elif step is Step.DELETE_VALUE:
             self._registry.delete_value(self._parameters, VALUE)
         elif step is Step.MARK_START_OWED:
+            # The names first: a stage that says "stopped" must never stand without them.
+            if plan.dependents:
+                self._registry.note_string(self._mark_key, MARK_DEPENDENTS, SEPARATOR.join(plan.dependents))
             self._registry.note_dword(self._mark_key, MARK_STAGE, Stage.START_OWED)
+        elif step is Step.STOP_DEPENDENTS:
+            for name in plan.dependents:
+                self._services.stop(name, self._timeout)
+        elif step is Step.START_DEPENDENTS:
+            self._start_dependents(plan)
         elif step is Step.STOP:
             self._services.stop(self._service, self._timeout)
         elif step is Step.START:
             self._services.start(self._service, self._timeout)
         elif step is Step.CLEAR_MARK:
+            # The names first: left behind without a stage, they would join a later mark.
+            if plan.dependents or (survey.found.mark is not None and survey.found.mark.dependents):
+                self._registry.delete_value(self._mark_key, MARK_DEPENDENTS)
             self._registry.delete_value(self._mark_key, MARK_STAGE)
+
+    def _start_dependents(self, plan: Plan) -> None:
+        # In the other order than they were stopped.
+        for name in reversed(plan.dependents):
+            try:
+                self._services.start(name, self._timeout)
+            except ServiceError as error:
+                if error.code not in (DISABLED, DOES_NOT_EXIST):
+                    raise
+                # Whoever disabled or removed it meant it to stay down.
+                self.warnings.append(f"not started again: {error}")
 
     def _read_mark(self) -> Mark | None:
         try:
@@ -113,9 +157,10 @@ class TarpitHost:
             if stage not in (Stage.RESTART_OWED, Stage.START_OWED):
                 return None
             process_id = self._registry.read_dword(self._mark_key, MARK_PROCESS)
+            names = self._registry.read_string(self._mark_key, MARK_DEPENDENTS) or ""
         except WrongTypeError:
             return None  # not written by this collection
-        return Mark(Stage(stage), process_id or 0)
+        return Mark(Stage(stage), process_id, tuple(name for name in names.split(SEPARATOR) if name))
 
 
 def describe(survey: Survey) -> dict[str, int | str | None]:

@@ -20,6 +20,11 @@ from xml.sax.saxutils import escape, quoteattr
 
 WMI = "http://schemas.microsoft.com/wbem/wsman/1/wmi/"
 ACTION_GET = "http://schemas.xmlsoap.org/ws/2004/09/transfer/Get"
+ENUMERATION = "http://schemas.xmlsoap.org/ws/2004/09/enumeration"
+ADDRESSING = "http://schemas.xmlsoap.org/ws/2004/08/addressing"
+ANONYMOUS = f"{ADDRESSING}/role/anonymous"
+ASSOCIATION_DIALECT = "http://schemas.dmtf.org/wbem/wsman/1/cimbinding/associationFilter"
+CIM_BINDING = "http://schemas.dmtf.org/wbem/wsman/1/cimbinding.xsd"
 XSI_NIL = "{http://www.w3.org/2001/XMLSchema-instance}nil"
 
 # What a host with small quotas still accepts and answers within ([MS-WSMV] 3.1.4.1.31: at least 8192;
@@ -28,6 +33,10 @@ MAX_ENVELOPE_SIZE = 153600
 
 # Every answer that is asked for here is a few kilobytes. What is larger is not from a WinRM service.
 MAX_REPLY_SIZE = 1024 * 1024
+
+# No enumeration that is asked for here has more than a few dozen instances, and all come with the first reply.
+MAX_ELEMENTS = 200
+MAX_PULLS = 20
 
 Fields = dict[str, "str | None"]
 
@@ -84,6 +93,32 @@ class CimClass:
         return f"{WMI}{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True)
+class Association:
+    """The instances of `result` that the association `by` ties to one instance of `source`, in these roles.
+
+    As WMI's "ASSOCIATORS OF" (DMTF DSP0227 section 7.2, [MS-WSMV] 3.1.5.2.1).
+    """
+
+    source: CimClass
+    selectors: t.Mapping[str, str]
+    by: str
+    role: str
+    result: CimClass
+    result_role: str
+
+    def filter(self) -> str:
+        """The filter of the Enumerate request."""
+        return (
+            f'<w:Filter Dialect="{ASSOCIATION_DIALECT}"><b:AssociatedInstances xmlns:b="{CIM_BINDING}"><b:Object>'
+            f"<a:Address>{ANONYMOUS}</a:Address><a:ReferenceParameters>"
+            f"<w:ResourceURI>{self.source.uri}</w:ResourceURI>{_selector_set(self.selectors)}"
+            f"</a:ReferenceParameters></b:Object><b:AssociationClassName>{self.by}</b:AssociationClassName>"
+            f"<b:Role>{self.role}</b:Role><b:ResultClassName>{self.result.name}</b:ResultClassName>"
+            f"<b:ResultRole>{self.result_role}</b:ResultRole></b:AssociatedInstances></w:Filter>"
+        )
+
+
 class CimSession:
     """Calls on one host, one after the other, over one transport."""
 
@@ -113,6 +148,34 @@ class CimSession:
             raise CimError(f"the answer to {cls.name}.{method} has no ReturnValue")
         return fields
 
+    def instances(self, cls: CimClass) -> list[Fields]:
+        """All instances of a class."""
+        return self._enumerate(cls, "")
+
+    def associated(self, association: Association) -> list[Fields]:
+        """The instances that an association leads to."""
+        return self._enumerate(CimClass(association.source.namespace, "*"), association.filter())
+
+    def _enumerate(self, cls: CimClass, chosen: str) -> list[Fields]:
+        # One request where the host optimises, as every Windows does (DMTF DSP0226 section 8.2.3).
+        body = (
+            f'<n:Enumerate xmlns:n="{ENUMERATION}"><w:OptimizeEnumeration/>'
+            f"<w:MaxElements>{MAX_ELEMENTS}</w:MaxElements>{chosen}</n:Enumerate>"
+        )
+        reply = self._call(cls, f"{ENUMERATION}/Enumerate", body, {})
+        found = _items(reply)
+        for _pull in range(MAX_PULLS):
+            context = _text(_child(reply, "EnumerationContext"))
+            if _child(reply, "EndOfSequence") is not None or not context:
+                return found
+            body = (
+                f'<n:Pull xmlns:n="{ENUMERATION}"><n:EnumerationContext>{escape(context)}</n:EnumerationContext>'
+                f"<n:MaxElements>{MAX_ELEMENTS}</n:MaxElements></n:Pull>"
+            )
+            reply = self._call(cls, f"{ENUMERATION}/Pull", body, {})
+            found += _items(reply)
+        raise CimError(f"the enumeration of {cls.name} does not end")
+
     def _call(self, cls: CimClass, action: str, body: str, selectors: t.Mapping[str, str]) -> ET.Element:
         message_id = f"uuid:{uuid.uuid4()}"
         envelope = self._envelope(cls, action, body, selectors, message_id)
@@ -122,25 +185,32 @@ class CimSession:
     def _envelope(
         self, cls: CimClass, action: str, body: str, selectors: t.Mapping[str, str], message_id: str
     ) -> str:
-        chosen = "".join(
-            f"<w:Selector Name={quoteattr(name)}>{escape(value)}</w:Selector>" for name, value in selectors.items()
-        )
         return (
             '<s:Envelope xmlns:s="http://www.w3.org/2003/05/soap-envelope"'
-            ' xmlns:a="http://schemas.xmlsoap.org/ws/2004/08/addressing"'
+            f' xmlns:a="{ADDRESSING}"'
             ' xmlns:w="http://schemas.dmtf.org/wbem/wsman/1/wsman.xsd"><s:Header>'
             f"<a:To>{escape(self._transport.endpoint)}</a:To>"
             f'<w:ResourceURI s:mustUnderstand="true">{cls.uri}</w:ResourceURI>'
-            '<a:ReplyTo><a:Address s:mustUnderstand="true">'
-            "http://schemas.xmlsoap.org/ws/2004/08/addressing/role/anonymous</a:Address></a:ReplyTo>"
+            f'<a:ReplyTo><a:Address s:mustUnderstand="true">{ANONYMOUS}</a:Address></a:ReplyTo>'
             f'<a:Action s:mustUnderstand="true">{action}</a:Action>'
             f'<w:MaxEnvelopeSize s:mustUnderstand="true">{MAX_ENVELOPE_SIZE}</w:MaxEnvelopeSize>'
             f"<a:MessageID>{message_id}</a:MessageID>"
             '<w:Locale xml:lang="en-US" s:mustUnderstand="false"/>'
-            + (f"<w:SelectorSet>{chosen}</w:SelectorSet>" if chosen else "")
-            + f"<w:OperationTimeout>PT{self._transport.operation_timeout}S</w:OperationTimeout>"
+            f"{_selector_set(selectors)}<w:OperationTimeout>PT{self._transport.operation_timeout}S</w:OperationTimeout>"
             f"</s:Header><s:Body>{body}</s:Body></s:Envelope>"
         )
+
+
+def _selector_set(selectors: t.Mapping[str, str]) -> str:
+    chosen = "".join(
+        f"<w:Selector Name={quoteattr(name)}>{escape(value)}</w:Selector>" for name, value in selectors.items()
+    )
+    return f"<w:SelectorSet>{chosen}</w:SelectorSet>" if chosen else ""
+
+
+def _items(reply: ET.Element) -> list[Fields]:
+    items = _child(reply, "Items")
+    return [_fields(item) for item in items] if items is not None else []
 
 
 def _local(element: ET.Element) -> str:

@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.mailops.tarpit.plugins.plugin_utils._registry import Registry, RegistryError, WrongTypeError
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._registry import (
+    Registry,
+    RegistryError,
+    WrongTypeError,
+)
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimError, CimSession
 from unit.fake_host import ScriptedTransport, output
 
@@ -28,7 +32,7 @@ def test_reading(code: int, value: int | None, read: int | None) -> None:
     [
         (5, RegistryError, r"refused to read HKLM\\K\\V: access denied \(StdRegProv returned 5\)"),
         (6, RegistryError, "not valid"),
-        (0x80041005, WrongTypeError, "another type than DWORD"),
+        (0x80041005, WrongTypeError, "has another type"),
         (99, RegistryError, r"does not document \(StdRegProv returned 99\)"),
         (0, CimError, "no number"),
     ],

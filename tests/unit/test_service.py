@@ -5,7 +5,11 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.mailops.tarpit.plugins.plugin_utils._service import ServiceControl, ServiceError, ServiceState
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._service import (
+    ServiceControl,
+    ServiceError,
+    ServiceState,
+)
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimFault, CimSession
 from unit.fake_host import ScriptedTransport, fault, output, service
 
@@ -54,10 +58,13 @@ def test_start_waits_until_it_runs(code: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "words"), [(2, "access denied"), (3, "depend"), (14, "disabled"), (24, "paused"), (77, "not document")]
+    ("code", "words"),
+    [(2, "access denied"), (3, "depend"), (14, "disabled"), (24, "paused"), (77, "not document")],
 )
 def test_a_refusal_has_its_number_and_meaning(code: int, words: str) -> None:
-    with pytest.raises(ServiceError, match=rf"refused to start .*{words}.*\(Win32_Service returned {code}\)") as caught:
+    with pytest.raises(
+        ServiceError, match=rf"refused to start .*{words}.*\(Win32_Service returned {code}\)"
+    ) as caught:
         control(output(START, ReturnValue=code)).start("SMTPSVC", 60)
     assert caught.value.code == code
 
