@@ -1,0 +1,80 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: arguments in, an exit status out (`EPILOG` lists them)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from greylist_proxy import __version__
+from greylist_proxy.app import StartError, serve
+from greylist_proxy.config import Config, ConfigError, advice, load
+from greylist_proxy.log import Log
+
+DONE, NO, WRONG = 0, 1, 2
+
+DESCRIPTION = """\
+A greylisting SMTP proxy. It stands in front of a mail server, asks senders that it does not know to come back
+after a while, and passes everything else on. It never holds a message: a client hears "250" only after the mail
+server has said it.
+"""
+EPILOG = """\
+exit status:
+  0  done
+  1  the answer is no, or something is missing (an address can't be listened on)
+  2  wrong usage or configuration
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load(options.config)
+    except ConfigError as error:
+        for line in error.lines:
+            print(f"greylist-proxy: {line}", file=sys.stderr)
+        return WRONG
+    status: int = options.run(config, options)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="greylist-proxy",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, run, text in (
+        ("serve", _serve, "run the proxy until SIGTERM; the log goes to stderr, one JSON object a line"),
+        ("check-config", _check_config, "check the configuration file, and say everything that is wrong with it"),
+    ):
+        sentence = f"{text[0].upper()}{text[1:]}."
+        command = commands.add_parser(name, help=text, description=sentence, allow_abbrev=False)
+        command.add_argument("--config", metavar="FILE", type=Path, required=True, help="the TOML file")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _serve(config: Config, options: argparse.Namespace) -> int:
+    try:
+        asyncio.run(serve(config, Log()))
+    except StartError as error:
+        print(f"greylist-proxy: {error}", file=sys.stderr)
+        return NO
+    return DONE
+
+
+def _check_config(config: Config, options: argparse.Namespace) -> int:
+    for sentence in advice(config):
+        print(f"greylist-proxy: {options.config}: warning: {sentence}", file=sys.stderr)
+    print(f"{options.config}: ok")
+    return DONE

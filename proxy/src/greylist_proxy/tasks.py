@@ -1,0 +1,39 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Work that outlives the client that caused it: a commit at the backend, a polite QUIT.
+
+asyncio keeps only weak references to tasks, so somebody has to hold them; and a stop must wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from greylist_proxy.log import Log
+
+T = TypeVar("T")
+
+
+class Tasks:
+    """The tasks that run; each leaves when it is done, and one that fails is logged."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._running.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.exception("a background task failed", error)

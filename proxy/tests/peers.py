@@ -1,0 +1,338 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the proxy is tested between: mail servers behind it, and the real program itself.
+
+`Sink` is a real SMTP server (aiosmtpd) that keeps what it gets. `ScriptedPeer` is one that does what a test
+says, however wrong. Both listen on a free loopback port. `Proxy` is `greylist-proxy serve` as a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+DEADLINE = 20.0  # seconds for anything that a test waits for
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for something that another thread or process does, and return what the condition gave."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.01)
+    raise AssertionError(f"waited {DEADLINE:g} seconds for {what}")
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for something in the same event loop."""
+    for _ in range(int(DEADLINE / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("waited for too long")
+
+
+@dataclass
+class Mail:
+    sender: str
+    recipients: list[str]
+    content: bytes
+    options: list[str]
+
+
+class _SinkProtocol(SMTP):
+    line_length_limit = 1 << 20
+
+
+class Sink:
+    """A mail server that takes everything, but unknown users (`nobody@`), and says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.mails: list[Mail] = []
+        self.senders: list[str] = []
+        self.connections = 0
+        self.final_reply = "250 2.0.0 Ok: queued as 4X7Z"
+        self.before_reply = threading.Event()  # set: the final reply may go out
+        self.before_reply.set()
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(self._loop.create_server(self._protocol, "127.0.0.1", 0))
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def _protocol(self) -> SMTP:
+        self.connections += 1
+        return _SinkProtocol(self, hostname="backend.test", data_size_limit=1 << 26, loop=self._loop)
+
+    async def handle_MAIL(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        self.senders.append(address)
+        envelope.mail_from = address
+        envelope.mail_options = options
+        return "250 2.1.0 sender ok"
+
+    async def handle_RCPT(
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if address.startswith("nobody@"):
+            return "550 5.1.1 <nobody>: no such user"
+        envelope.rcpt_tos.append(address)
+        return f"250 2.1.5 {address} ok here"
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        await until(self.before_reply.is_set)
+        content = envelope.original_content or b""
+        self.mails.append(Mail(envelope.mail_from or "", list(envelope.rcpt_tos), content, envelope.mail_options))
+        return self.final_reply
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._server.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(DEADLINE)
+
+
+CLOSE = object()  # as a reply: close the connection
+SILENCE = object()  # as a reply: say nothing, until the other side leaves
+
+POLITE: dict[str, Any] = {
+    "connect": b"220 peer.test ESMTP\r\n",
+    "EHLO": b"250-peer.test\r\n250-SIZE 99999999\r\n250 8BITMIME\r\n",
+    "MAIL": b"250 sender ok\r\n",
+    "RCPT": b"250 recipient ok\r\n",
+    "DATA": b"354 go on\r\n",
+    "body": b"",  # sent in the middle of the message, when its first bytes are there
+    ".": b"250 taken\r\n",
+    "RSET": b"250 reset\r\n",
+    "QUIT": b"221 bye\r\n",
+}
+
+
+@dataclass
+class ScriptedPeer:
+    """A mail server by script: what it says at each point, and what it heard."""
+
+    replies: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lines: list[bytes] = []  # the commands of all connections
+        self.messages: list[bytes] = []  # whole messages on the wire, with their final dot
+        self.fragments: list[bytes] = []  # what came of messages whose final dot never did
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        # shutdown wakes accept(), close alone does not.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def verbs(self) -> list[str]:
+        return [line.split()[0].split(b":")[0].decode().upper() for line in self.lines]
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(DEADLINE)
+        with connection, contextlib.suppress(OSError, EOFError):
+            self._say(connection, "connect")
+            stream = connection.makefile("rb")
+            while line := stream.readline():
+                self.lines.append(line)
+                verb = line.split()[0].decode().upper()
+                self._say(connection, verb)
+                if verb == "DATA" and self._reply("DATA").startswith(b"354"):
+                    self._take_message(connection, stream)
+                if verb == "QUIT":
+                    return
+
+    def _take_message(self, connection: socket.socket, stream: Any) -> None:
+        message = b""
+        try:
+            while not (message == b".\r\n" or message.endswith(b"\r\n.\r\n")):
+                line = stream.readline()
+                if not line:
+                    raise EOFError
+                message += line
+                if message == line:
+                    self._say(connection, "body")
+        except (OSError, EOFError):
+            self.fragments.append(message)
+            raise
+        self.messages.append(message)
+        self._say(connection, ".")
+
+    def _reply(self, point: str) -> Any:
+        return {**POLITE, **self.replies}.get(point, b"500 what?\r\n")
+
+    def _say(self, connection: socket.socket, point: str) -> None:
+        reply = self._reply(point)
+        if reply is CLOSE:
+            raise EOFError
+        if reply is SILENCE:
+            connection.recv(1)
+            raise EOFError
+        if callable(reply):
+            reply = reply()
+        if isinstance(reply, bytes):
+            connection.sendall(reply)
+            return
+        for piece in reply:  # an iterable of pieces: to be sent apart, or without an end
+            connection.sendall(piece)
+
+
+class Proxy:
+    """The real program. `events` grows as it logs."""
+
+    def __init__(self, folder: Path, backend_ports: list[int], **settings: dict[str, Any]) -> None:
+        config: dict[str, dict[str, Any]] = {
+            "smtp": {"listen": ["127.0.0.1:0"], "hostname": "mx.test"},
+            "backend": {"hosts": [f"127.0.0.1:{port}" for port in backend_ports], "domains": ["here.test"]},
+            "greylist": {"delay": "1s"},
+            "store": {"url": f"sqlite:///{folder}/greylist.db"},
+        }
+        for section, keys in settings.items():
+            config[section].update(keys)
+        self.config = folder / "config.toml"
+        self.config.write_text(
+            "".join(
+                f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+                for section, keys in config.items()
+            )
+        )
+        self.events: list[dict[str, Any]] = []
+        self.raw: list[str] = []
+        self.environment: dict[str, str] = {}
+
+    def start(self) -> Proxy:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "greylist_proxy", "serve", "--config", str(self.config)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.environment},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        (listening,) = self.wait_for("listening")
+        self.addresses: list[str] = listening["addresses"]
+        self.port = int(self.addresses[0].rpartition(":")[2])
+        return self
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.raw.append(line)
+            self.events.append(json.loads(line))
+
+    def select(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """Return the events of a kind with these values."""
+        return [
+            each
+            for each in list(self.events)
+            if each["event"] == event and all(each[key] == value for key, value in fields.items())
+        ]
+
+    def wait_for(self, event: str, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+        """Wait until there are that many such events, and return them."""
+
+        def enough() -> list[dict[str, Any]]:
+            assert self.process.poll() is None or len(self.select(event, **fields)) >= count, self.raw
+            found = self.select(event, **fields)
+            return found if len(found) >= count else []
+
+        return wait_until(enough, f"{count} {event} {fields}, have {self.raw[-5:]}")  # type: ignore[no-any-return]
+
+    def stop(self) -> int:
+        """SIGTERM; return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        status = self.process.wait(DEADLINE)
+        self._reader.join(DEADLINE)
+        return status
+
+    def kill(self) -> None:
+        """Clean up, whatever the test left."""
+        if hasattr(self, "process"):
+            self.process.kill()
+            self.wait()
+
+    def errors(self) -> list[dict[str, Any]]:
+        return self.select("error")
+
+
+class Wire:
+    """A client that sends what it is told, byte by byte if need be."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection((host, port), DEADLINE)
+        self._stream = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def reply(self) -> bytes:
+        """Read one whole reply; b"" at the end of the connection."""
+        lines = b""
+        while line := self._stream.readline():
+            lines += line
+            if line[3:4] != b"-":
+                break
+        return lines
+
+    def ask(self, line: bytes) -> bytes:
+        self.send(line + b"\r\n")
+        return self.reply()
+
+    def hello(self) -> Wire:
+        assert self.reply().startswith(b"220 ")
+        assert self.ask(b"EHLO client.test").startswith(b"250")
+        return self
+
+    def until_end(self) -> bytes:
+        """Read to the end of the connection; a reset is an end too."""
+        data = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := self._stream.read(1):
+                data += piece
+        return data
+
+    def close(self) -> None:
+        self._stream.close()
+        self.socket.close()
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def closing(thing: Any) -> Iterator[Any]:
+    """Like contextlib.closing, for what has `close` or `kill`."""
+    try:
+        yield thing
+    finally:
+        (thing.kill if hasattr(thing, "kill") else thing.close)()

@@ -1,0 +1,492 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The life of a session: clients that leave, backends that fail, a stop in the middle, and aiosmtpd's traps."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greylist_proxy.smtp.server import Session
+from greylist_proxy.smtp.transaction import Transaction
+from greylist_proxy.store import StoreError
+from greylist_proxy.store.sqlite import SqliteStore
+
+from .peers import CLOSE, DEADLINE, Proxy, ScriptedPeer, Sink, Wire, until, wait_until
+
+StartProxy = Callable[..., Proxy]
+Scripted = Callable[..., ScriptedPeer]
+MESSAGE = b"Subject: hello\r\n\r\nHello.\r\n"
+NO_DELAY = {"delay": 0}
+
+
+def in_data(proxy: Proxy) -> Wire:
+    client = Wire(proxy.port).hello()
+    assert client.ask(b"MAIL FROM:<a@far.test>").startswith(b"250 ")
+    assert client.ask(b"RCPT TO:<u@here.test>").startswith(b"250 ")
+    assert client.ask(b"DATA").startswith(b"354 ")
+    return client
+
+
+def reset(client: Wire) -> None:
+    """Leave as a crashed client does: with a reset."""
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+# -- the client leaves --
+
+
+def test_client_gone_in_data(start_proxy: StartProxy, scripted: Scripted) -> None:
+    peer = scripted()
+    proxy = start_proxy(peer.port, greylist=NO_DELAY)
+    for sent in (b"", MESSAGE, MESSAGE + b".", MESSAGE + b".\r", MESSAGE + b".\n", b"x" * 300_000):
+        for leave in (Wire.close, reset):
+            client = in_data(proxy)
+            client.send(sent)
+            leave(client)
+            wait_until(lambda: peer.fragments, "the connection to be dropped")
+            assert b"\r\n.\r\n" not in peer.fragments.pop()
+    proxy.wait_for("relay", 12, outcome="client-gone")
+    assert peer.messages == []
+    assert proxy.stop() == 0
+    assert proxy.errors() == []
+
+
+def test_half_close_after_the_final_dot(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    sink.before_reply.clear()
+    with in_data(proxy) as client:
+        client.send(MESSAGE + b".\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        time.sleep(0.2)  # the EOF is there while the backend still works
+        sink.before_reply.set()
+        assert client.until_end() == b"250 2.0.0 Ok: queued as 4X7Z\r\n"
+    assert len(sink.mails) == 1
+
+
+@pytest.mark.parametrize("leave", [Wire.close, reset])
+def test_client_gone_after_the_final_dot(
+    start_proxy: StartProxy, sink: Sink, leave: Callable[[Wire], None]
+) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    sink.before_reply.clear()
+    client = in_data(proxy)
+    client.send(MESSAGE + b".\r\n")
+    time.sleep(0.2)
+    leave(client)
+    # A stop waits for it too.
+    proxy.process.send_signal(signal.SIGTERM)
+    proxy.wait_for("stopping")
+    sink.before_reply.set()
+    assert proxy.wait() == 0
+    assert len(sink.mails) == 1
+    assert len(proxy.select("relay", outcome="accepted", code=250)) == 1
+
+
+def test_commands_before_a_half_close_are_answered(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    with Wire(proxy.port) as client:
+        client.send(b"EHLO client.test\r\nNOOP\r\nMAIL FROM:<a@far.test>\r\nRCPT TO:<u@here.test>\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        codes = [line[:4] for line in client.until_end().split(b"\r\n") if line]
+    assert codes == [b"220 ", b"250-", b"250-", b"250 ", b"250 ", b"250 ", b"250 "]
+
+
+# -- the backend fails --
+
+
+def test_backend_down(start_proxy: StartProxy) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    proxy = start_proxy(port, greylist=NO_DELAY)
+    with Wire(proxy.port).hello() as client:
+        client.ask(b"MAIL FROM:<a@far.test>")
+        assert client.ask(b"RCPT TO:<u@here.test>").startswith(b"451 4.4.1 ")
+        assert client.ask(b"RCPT TO:<v@here.test>").startswith(b"451 4.4.1 ")
+        assert client.ask(b"RCPT TO:<v@away.test>").startswith(b"550 5.7.1 ")
+        assert client.ask(b"DATA").startswith(b"451 ")
+        assert client.ask(b"MAIL FROM:<>").startswith(b"250 ")
+    (line, *_) = proxy.wait_for("relay")
+    assert (line["outcome"], line["stage"], line["backend"]) == ("failed", "connect", f"127.0.0.1:{port}")
+
+
+def test_backend_gone_in_the_body(start_proxy: StartProxy, scripted: Scripted) -> None:
+    peer = scripted({"body": CLOSE})
+    proxy = start_proxy(peer.port, greylist=NO_DELAY)
+    with in_data(proxy) as client:
+        client.send(MESSAGE)
+        client.send(b"more\r\n" * 100_000)
+        client.send(b".\r\n")
+        # The data was read to its end, so this is the answer to it, and the session goes on.
+        assert client.reply().startswith(b"451 4.4.2 ")
+        assert client.ask(b"NOOP").startswith(b"250 ")
+    assert peer.messages == []
+
+
+def test_backend_gone_after_the_dot(start_proxy: StartProxy, scripted: Scripted) -> None:
+    peer = scripted({".": CLOSE})
+    proxy = start_proxy(peer.port, greylist=NO_DELAY)
+    with in_data(proxy) as client:
+        client.send(MESSAGE + b".\r\n")
+        assert client.reply().startswith(b"451 4.4.2 ")
+    proxy.wait_for("relay", outcome="unknown")
+
+
+def test_only_temporary_refusals_make_data_temporary(start_proxy: StartProxy, scripted: Scripted) -> None:
+    peer = scripted({"RCPT": b"450 4.2.0 busy\r\n"})
+    proxy = start_proxy(peer.port, greylist=NO_DELAY)
+    with Wire(proxy.port).hello() as client:
+        client.ask(b"MAIL FROM:<a@far.test>")
+        assert client.ask(b"DATA").startswith(b"503 ")
+        assert client.ask(b"RCPT TO:<u@away.test>").startswith(b"550 ")
+        assert client.ask(b"RCPT TO:<u@here.test>") == b"450 4.2.0 busy\r\n"
+        assert client.ask(b"DATA").startswith(b"451 4.3.0 ")
+
+
+def test_data_after_deferred_recipients_only(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port)
+    with Wire(proxy.port).hello() as client:
+        client.ask(b"MAIL FROM:<a@far.test>")
+        deferral = client.ask(b"RCPT TO:<u@here.test>")
+        assert client.ask(b"RCPT TO:<u@away.test>").startswith(b"550 ")
+        assert client.ask(b"DATA") == deferral
+        assert client.ask(b"DATA").startswith(b"503 ")
+    assert sink.connections == 0
+
+
+# -- a stop --
+
+
+def test_stop_between_and_in_transactions(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    idle, greeted = Wire(proxy.port).hello(), Wire(proxy.port)
+    assert greeted.reply().startswith(b"220 ")
+    with in_data(proxy) as busy, Wire(proxy.port).hello() as begun:
+        begun.ask(b"MAIL FROM:<b@far.test>")
+        proxy.process.send_signal(signal.SIGTERM)
+        assert idle.until_end().startswith(b"421 4.3.2 ")
+        assert greeted.until_end().startswith(b"421 4.3.2 ")
+        with pytest.raises(ConnectionRefusedError):
+            Wire(proxy.port)
+        busy.send(MESSAGE + b".\r\n")
+        assert busy.reply() == b"250 2.0.0 Ok: queued as 4X7Z\r\n"
+        assert busy.until_end().startswith(b"421 4.3.2 ")
+        assert begun.ask(b"RCPT TO:<u@here.test>").startswith(b"250 ")
+        assert begun.ask(b"DATA").startswith(b"354 ")
+        begun.send(MESSAGE + b".\r\n")
+        assert begun.reply().startswith(b"250 ")
+        assert begun.until_end().startswith(b"421 4.3.2 ")
+        assert proxy.wait() == 0
+    assert len(sink.mails) == 2
+    assert [each["event"] for each in proxy.events if each["event"].startswith("stop")] == ["stopping", "stopped"]
+
+
+def test_stop_under_traffic_loses_and_doubles_nothing(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    confirmed: list[bytes] = []
+    unclear: list[bytes] = []
+
+    def client(number: int) -> None:
+        for count in range(10_000):
+            subject = b"%d-%d" % (number, count)
+            try:
+                with Wire(proxy.port) as wire:
+                    wire.send(b"EHLO c.test\r\nMAIL FROM:<a@far.test>\r\nRCPT TO:<u@here.test>\r\nDATA\r\n")
+                    if [wire.reply()[:3] for _ in range(5)] != [b"220", b"250", b"250", b"250", b"354"]:
+                        return
+                    wire.send(b"Subject: %b\r\n\r\nx\r\n.\r\n" % subject)
+                    (confirmed if wire.reply().startswith(b"250 ") else unclear).append(subject)
+            except OSError:
+                return
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(confirmed) >= 20, "traffic")
+    assert proxy.stop() == 0
+    for thread in threads:
+        thread.join()
+    arrived = [mail.content.split(b"Subject: ")[1].split(b"\r\n")[0] for mail in sink.mails]
+    assert unclear == []
+    assert sorted(arrived) == sorted(confirmed)
+    assert proxy.errors() == []
+
+
+def test_systemd_is_told(start_proxy: StartProxy, sink: Sink, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(10)
+        proxy = start_proxy(sink.port, environment={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert systemd.recv(100) == b"READY=1"
+        proxy.stop()
+        assert systemd.recv(100) == b"STOPPING=1"
+
+
+# -- what aiosmtpd does by itself --
+
+
+def test_commands(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    with Wire(proxy.port) as client:
+        assert client.reply() == b"220 mx.test ESMTP greylist-proxy\r\n"
+        for line, reply in (
+            (b"MAIL FROM:<a@far.test>", b"503 5.5.1 "),
+            (b"EHLO", b"501 5.5.4 "),
+            (b"HELO client.test", b"250 mx.test\r\n"),
+            (b"ehlo \xff\xfe", b"250-mx.test\r\n250-SIZE 36700160\r\n250 8BITMIME\r\n"),
+            (b"RCPT TO:<u@here.test>", b"503 5.5.1 "),
+            (b"DATA", b"503 5.5.1 "),
+            (b"MAIL", b"501 5.5.4 "),
+            (b"MAIL FROM: a@far.test", b"501 5.5.4 "),
+            (b"MAIL FROM:<a@@far.test>", b"501 5.1.7 "),
+            (b"MAIL FROM:<@relay.test:a@far.test>", b"501 5.1.7 "),
+            ("MAIL FROM:<ä@far.test>".encode(), b"553 5.6.7 "),
+            ("MAIL FROM:<ä@far.test> SMTPUTF8".encode(), b"553 5.6.7 "),
+            (b"MAIL FROM:<a@far.test> SMTPUTF8", b"555 5.5.4 "),
+            (b"MAIL FROM:<a@far.test> AUTH=<>", b"555 5.5.4 "),
+            (b"MAIL FROM:<a@far.test> RET=HDRS", b"555 5.5.4 "),
+            (b"MAIL FROM:<a@far.test> SIZE=x", b"501 5.5.4 "),
+            (b"MAIL FROM:<a@far.test> SIZE=1 size=2", b"501 5.5.4 "),
+            (b"MAIL FROM:<a@far.test> BODY=BINARYMIME", b"501 5.5.4 "),
+            (b"VRFY root", b"252 2.5.0 Cannot verify, try RCPT\r\n"),
+            (b"EXPN staff", b"502 5.5.1 Command not implemented\r\n"),
+            (b"HELP MAIL", b"214 2.0.0 "),
+            (b"AUTH PLAIN AGEAYQ==", b"502 5.5.1 "),
+            (b"STARTTLS", b"502 5.5.1 "),
+            (b"noop x", b"250 "),
+            (b"RSET x", b"501 5.5.4 "),
+            (b"mail from: <a@far.test>  body=7bit", b"250 "),
+            (b"MAIL FROM:<a@far.test>", b"503 5.5.1 "),
+            (b"DATA x", b"501 5.5.4 "),
+            (b"QUIT x", b"501 5.5.4 "),
+            (b"QUIT", b"221 "),
+        ):
+            assert client.ask(line).startswith(reply), line
+        assert client.until_end() == b""
+    assert sink.connections == 0
+
+
+def test_lines_that_are_no_commands(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    with Wire(proxy.port).hello() as client:
+        for line in (
+            b"GET / HTTP/1.1\r\n",
+            b"\r\n",
+            b"NOOP\n",
+            b"NOOP\rNOOP\r\n",
+            b"\xff\xff\r\n",
+            b"NOOP " + b"x" * 3000 + b"\r\n",
+            b"NOOP " + b"x" * 200_000 + b"\r\n",
+            b"XCLIENT ADDR=192.0.2.1\r\n",
+            b"BDAT 10 LAST\r\n",
+        ):
+            client.send(line)
+            assert client.reply().startswith(b"500 5.5.2 "), line
+        assert client.ask(b"NOOP") == b"250 2.0.0 OK\r\n"
+        assert client.ask(b"one more").startswith(b"421 4.7.0 ")
+        assert client.until_end() == b""
+
+
+def test_a_flood_of_commands_starves_nobody(start_proxy: StartProxy, sink: Sink) -> None:
+    proxy = start_proxy(sink.port, greylist=NO_DELAY)
+    count = 50_000
+    with Wire(proxy.port).hello() as flood:
+
+        def read() -> None:
+            for _ in range(count):
+                flood.reply()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        threading.Thread(target=flood.send, args=(b"NOOP\r\n" * count,), daemon=True).start()
+        waits = []
+        while reader.is_alive() and len(waits) < 10:
+            start = time.monotonic()
+            with Wire(proxy.port).hello() as other:
+                other.ask(b"NOOP")
+            waits.append(time.monotonic() - start)
+        reader.join()
+    assert min(waits) < 1
+
+
+class Harness:
+    """A session in this process, for what can't be had from outside: short timers, a bug in a handler."""
+
+    def __init__(self, patience: tuple[float, float]) -> None:
+        self.patience = patience
+
+    async def open(self, services: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        self.sessions: set[Session] = set()
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(
+            lambda: Session(services, self.sessions, self.patience), "127.0.0.1", 0
+        )
+        return await asyncio.open_connection(*self.server.sockets[0].getsockname()[:2])
+
+
+async def ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], line: bytes = b"") -> bytes:
+    reader, writer = streams
+    if line:
+        writer.write(line + b"\r\n")
+    async with asyncio.timeout(10):
+        reply = b""
+        while not reply or reply.splitlines()[-1][3:4] == b"-":
+            line = await reader.readline()
+            if not line:
+                break
+            reply += line
+        return reply
+
+
+def test_an_exception_is_a_451_and_shows_nothing(
+    make_services: Callable[..., Any], sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Transaction, *_: object) -> None:
+        raise RuntimeError("the secret")
+
+    async def dialogue() -> None:
+        services = make_services(sink.port)
+        streams = await Harness((5, 5)).open(services)
+        await ask(streams)
+        await ask(streams, b"EHLO client.test")
+        await ask(streams, b"MAIL FROM:<a@far.test>")
+        assert (await ask(streams, b"RCPT TO:<u@here.test>")).startswith(b"250 ")
+        with monkeypatch.context() as patch:
+            patch.setattr(Transaction, "rcpt", broken)
+            assert await ask(streams, b"RCPT TO:<v@here.test>") == b"451 4.3.0 Internal error, try again later\r\n"
+        # The transaction stays, and nothing in it is permanent: 503 would make the sender give up.
+        assert (await ask(streams, b"RCPT TO:<w@here.test>")).startswith(b"451 ")
+        assert (await ask(streams, b"DATA")).startswith(b"451 ")
+        await ask(streams, b"MAIL FROM:<a@far.test>")
+        await ask(streams, b"RCPT TO:<u@here.test>")
+        assert (await ask(streams, b"DATA")).startswith(b"354 ")
+        monkeypatch.setattr(Transaction, "write", broken)
+        assert (await ask(streams, b"Subject: x\r\nMAIL FROM:<smuggled@far.test>")).startswith(b"421 4.3.0 ")
+        assert await ask(streams) == b""
+        assert len(services.log_lines("error")) == 2
+        assert "the secret" in services.log_lines("error")[0]["traceback"]
+
+    asyncio.run(dialogue())
+    assert sink.mails == []
+
+
+def test_what_passed_by_a_store_failure_earns_nothing(
+    make_services: Callable[..., Any], sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise StoreError("disk full")
+
+    async def dialogue() -> None:
+        services = make_services(sink.port)
+        streams = await Harness((5, 5)).open(services)
+        await ask(streams)
+        await ask(streams, b"EHLO client.test")
+        for failing in (True, False, False):
+            with monkeypatch.context() as patch:
+                if failing:
+                    patch.setattr(SqliteStore, "observe", fails)
+                await ask(streams, b"MAIL FROM:<a@far.test>")
+                assert (await ask(streams, b"RCPT TO:<u@here.test>")).startswith(b"250 ")
+            await ask(streams, b"DATA")
+            assert (await ask(streams, MESSAGE + b".")).startswith(b"250 ")
+        assert [line["reason"] for line in services.log_lines("decision")] == ["store-failed", "new", "known"]
+
+    asyncio.run(dialogue())
+
+
+def test_the_command_timer_waits_for_the_client_only(make_services: Callable[..., Any], sink: Sink) -> None:
+    async def dialogue() -> None:
+        services = make_services(sink.port)
+        sink.before_reply.clear()
+        streams = await Harness((0.3, 0.3)).open(services)
+        await ask(streams)
+        for line in (b"EHLO client.test", b"MAIL FROM:<a@far.test>", b"RCPT TO:<u@here.test>", b"DATA"):
+            await ask(streams, line)
+        # Slower than the timer as a whole, but never silent for that long.
+        for _ in range(5):
+            streams[1].write(b"line\r\n")
+            await asyncio.sleep(0.15)
+        streams[1].write(b".\r\n")
+        await asyncio.sleep(0.7)  # the backend takes its time
+        sink.before_reply.set()
+        assert (await ask(streams)).startswith(b"250 ")
+        assert (await ask(streams)).startswith(b"421 4.4.2 ")
+        assert await ask(streams) == b""
+
+    asyncio.run(dialogue())
+    assert len(sink.mails) == 1
+
+
+def test_silence_in_data_ends_the_session(make_services: Callable[..., Any], scripted: Scripted) -> None:
+    peer = scripted()
+
+    async def dialogue() -> None:
+        streams = await Harness((5, 0.2)).open(make_services(peer.port))
+        await ask(streams)
+        for line in (b"EHLO client.test", b"MAIL FROM:<a@far.test>", b"RCPT TO:<u@here.test>", b"DATA"):
+            await ask(streams, line)
+        streams[1].write(MESSAGE)
+        assert (await ask(streams)).startswith(b"421 4.4.2 ")
+        assert await ask(streams) == b""
+
+    asyncio.run(dialogue())
+    wait_until(lambda: peer.fragments, "the connection to be dropped")
+    assert peer.messages == []
+
+
+def test_a_client_that_does_not_read_is_left(make_services: Callable[..., Any], sink: Sink) -> None:
+    async def dialogue() -> None:
+        harness = Harness((0.5, 0.5))
+        _, writer = await harness.open(make_services(sink.port))
+        await until(lambda: harness.sessions)
+        writer.write(b"VRFY x\r\n" * 1_000_000)  # and never a look at the answers
+        await until(lambda: not harness.sessions)
+        writer.transport.abort()
+
+    asyncio.run(dialogue())
+
+
+def test_listening_on_what_is_taken(start_proxy: StartProxy, sink: Sink, tmp_path: Path) -> None:
+    proxy = start_proxy(sink.port)
+    port = proxy.port
+    second = tmp_path / "second"
+    second.mkdir()
+    other = Proxy(second, [sink.port], smtp={"listen": ["127.0.0.1:0", f"127.0.0.1:{port}"]})
+    ended = subprocess.run(
+        [sys.executable, "-m", "greylist_proxy", "serve", "--config", str(other.config)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == f"greylist-proxy: can't listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_two_processes_share_a_store(start_proxy: StartProxy, sink: Sink, tmp_path: Path) -> None:
+    first = start_proxy(sink.port, greylist={"delay": "1s"})
+    second_folder = tmp_path / "second"
+    second_folder.mkdir()
+    second = Proxy(second_folder, [sink.port], store={"url": f"sqlite:///{tmp_path}/greylist.db"}).start()
+    try:
+        for proxy in (first, second):
+            with Wire(proxy.port).hello() as client:
+                client.ask(b"MAIL FROM:<a@far.test>")
+                assert client.ask(b"RCPT TO:<u@here.test>").startswith(b"450 ")
+        first.wait_for("decision", reason="new")
+        second.wait_for("decision", reason="early")
+        mode = (tmp_path / "greylist.db").stat().st_mode
+        assert mode & 0o077 == 0
+    finally:
+        second.kill()
