@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleActionFail
-from ansible_collections.mailops.tarpit.plugins.plugin_utils._action import WindowsActionBase
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._action import WindowsActionBase, check_service_name
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._plan import Restart, Wanted
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._tarpit import (
     NotInstalledError,
@@ -45,8 +45,7 @@ class ActionModule(WindowsActionBase):
                 )
         if options["timeout"] < 1:
             raise AnsibleActionFail(f"'timeout' must be 1 second or more, not {options['timeout']}")
-        if not options["service"] or "\\" in options["service"]:
-            raise AnsibleActionFail("'service' must be the name of a Windows service, such as SMTPSVC")
+        check_service_name(options["service"])
 
     def perform(self, session: CimSession, options: dict[str, t.Any]) -> dict[str, t.Any]:
         """Find the state, plan, and carry the plan out unless in check mode."""
@@ -61,7 +60,8 @@ class ActionModule(WindowsActionBase):
         except NotInstalledError:
             raise AnsibleActionFail(
                 f"the service {name} is not installed: install the Windows feature SMTP Server (gone since"
-                " Windows Server 2025), name another service, or take the host out of the group"
+                " Windows Server 2025), name another service, or take the host out of the group",
+                result={"installed": False},
             ) from None
         plan = host.plan(survey, wanted)
         if not self._task.check_mode:

@@ -16,8 +16,9 @@ author:
 description:
   - Sets or removes the registry value C(TarpitTime) of the Windows SMTP service (SMTPSVC), by which the
     service delays each of its 5xx replies, and restarts the service so that the value counts.
-  - Works over WS-Management on the host's own C(winrm) connection. No PowerShell is started on the host and
+  - Works over WS-Management on the host's own C(winrm) or C(psrp) connection. No PowerShell is started on the host and
     nothing is uploaded to it, so set C(gather_facts=false) in the play, which would do both.
+  - Running services that depend on it are stopped before it and started after it.
   - A restart that a run could not finish is recorded on the host and finished by the next run.
 options:
   seconds:
@@ -65,12 +66,15 @@ attributes:
     support: full
     platforms: windows
 requirements:
-  - pywinrm on the controller
+  - pywinrm or pypsrp on the controller
 notes:
   - The account must be a member of the host's Administrators group. A local account other than the built-in
     one also needs C(LocalAccountTokenFilterPolicy) set to 1.
   - C(become) is refused, since WinRM works with the rights of the account that logs on.
   - Windows Server 2025 has no SMTP service any more.
+seealso:
+  - module: mailops.tarpit.win_smtp_tarpit_info
+  - module: mailops.tarpit.smtp_probe
 """
 
 EXAMPLES = r"""
@@ -114,6 +118,12 @@ restart_pending:
   description: Whether a restart is still owed for the value to count.
   returned: success
   type: bool
+dependents:
+  description: The services that depend on it and that were stopped and started with it, or would be.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 steps:
   description: What was done, in order, or would be in check mode.
   returned: success

@@ -64,8 +64,8 @@ class WindowsActionBase(ActionBase):
         except AnsibleConnectionFailure as error:
             raise AnsibleConnectionFailure(f"{host}: cannot reach WinRM at {error}{self._told()}") from None
         except (AnsibleError, RegistryError, ServiceError, CimError) as error:
-            changed = {"changed": bool(self.done)}
-            raise AnsibleActionFail(f"{host}: {error}{_mend(error)}{self._told()}", result=changed) from None
+            more = {**(getattr(error, "result", None) or {}), "changed": bool(self.done)}
+            raise AnsibleActionFail(f"{host}: {error}{_mend(error)}{self._told()}", result=more) from None
         return result
 
     def _told(self) -> str:
@@ -73,6 +73,12 @@ class WindowsActionBase(ActionBase):
         if not self.done:
             return ""
         return f". Before that this run did: {', '.join(self.done)}. The next run goes on from there"
+
+
+def check_service_name(name: str) -> None:
+    """Raise AnsibleActionFail for a name that no Windows service can have (CreateService, lpServiceName)."""
+    if not name or "/" in name or "\\" in name:
+        raise AnsibleActionFail(f"'service' must be the name of a Windows service, such as SMTPSVC, not '{name}'")
 
 
 def _mend(error: Exception) -> str:

@@ -30,8 +30,9 @@ from ansible_collections.mailops.tarpit.plugins.plugin_utils._service import (
     ServiceError,
     ServiceState,
 )
-from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimSession
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimClass, CimSession
 
+OPERATING_SYSTEM = CimClass("root/cimv2", "Win32_OperatingSystem")
 VALUE = "TarpitTime"
 MARK_STAGE = "PendingRestart"
 MARK_PROCESS = "ProcessId"
@@ -58,6 +59,7 @@ class TarpitHost:
     def __init__(self, session: CimSession, service: str, timeout: float) -> None:
         self.done: list[Step] = []
         self.warnings: list[str] = []
+        self._session = session
         self._registry = Registry(session)
         self._services = ServiceControl(session)
         self._service = service
@@ -86,6 +88,15 @@ class TarpitHost:
                 wrong_type=wrong_type,
             ),
         )
+
+    def look(self) -> Description:
+        """The state, and the system's name; `survey` is None without the service."""
+        system = (self._session.instances(OPERATING_SYSTEM) or [{}])[0]
+        try:
+            survey = self.survey()
+        except NotInstalledError:
+            survey = None
+        return Description(survey, system.get("Caption") or "", system.get("Version") or "")
 
     def plan(self, survey: Survey, wanted: Wanted) -> Plan:
         """The steps from what was found to what is wanted.
@@ -161,6 +172,15 @@ class TarpitHost:
         except WrongTypeError:
             return None  # not written by this collection
         return Mark(Stage(stage), process_id, tuple(name for name in names.split(SEPARATOR) if name))
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a host says of itself, for the module win_smtp_tarpit_info."""
+
+    survey: Survey | None
+    os_caption: str
+    os_version: str
 
 
 def describe(survey: Survey) -> dict[str, int | str | None]:

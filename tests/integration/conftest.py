@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools.ansible_runs import Controller, windows_inventory
 from lab.hosts import Lab, LabHost
+from tools.ansible_runs import Controller, windows_inventory
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tools.ansible_runs import BIN, ROOT, Controller, windows_inventory
 from lab.hosts import Lab
+from tools.ansible_runs import BIN, ROOT, Controller, Run, windows_inventory
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,18 @@ def test_its_playbook_runs_from_an_empty_path(
     inventory = windows_inventory(
         tmp_path, {"win01": {"ansible_host": host.address, "ansible_port": host.winrm_port}}, memory_lab.username
     )
-    first = installed.playbook("mailops.tarpit.site", inventory, memory_lab.password)
+
+
+    def site() -> Run:
+        return installed.playbook(
+            "mailops.tarpit.site",
+            inventory,
+            memory_lab.password,
+            windows_tarpit_seconds=1,
+            windows_tarpit_verify_port=host.smtp_port,
+        )
+
+    first = site()
     assert first.status == 0, first.printed
-    assert first.last("win01")["changed"] is True
-    assert installed.playbook("mailops.tarpit.site", inventory, memory_lab.password).last("win01")["changed"] is False
+    assert first.last("win01", "win_smtp_tarpit")["changed"] is True
+    assert site().last("win01", "win_smtp_tarpit")["changed"] is False

@@ -12,23 +12,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from lab.backend import ERROR_FILE_NOT_FOUND, REG_DWORD, Backend, RegistryValue, Win32Error
+from lab.backend import ERROR_FILE_NOT_FOUND, REG_DWORD, REG_SZ, Backend, RegistryValue, Win32Error
 from lab.cim_class import Arguments, CimClass, Method, Output, Parameters
 
 VALUE_MISSING: Final = 1
 TYPE_MISMATCH: Final = 2147749893
 
 
-def _get_dword(backend: Backend, key: str, given: Arguments) -> Output:
-    try:
-        found = backend.read_value(*_place(given))
-    except Win32Error as error:
-        # Both are error 2; only the call that failed tells the value from its key.
-        no_value = error.code == ERROR_FILE_NOT_FOUND and error.call == "RegQueryValueEx"
-        return VALUE_MISSING if no_value else error.code, {"uValue": None}
-    if found.type != REG_DWORD:
-        return TYPE_MISMATCH, {"uValue": None}
-    return 0, {"uValue": int(found.data)}
+def _reading(kind: int, output: str) -> Callable[[Backend, str, Arguments], Output]:
+    """A Get of values of one type, which answers by one output parameter."""
+
+    def call(backend: Backend, key: str, given: Arguments) -> Output:
+        try:
+            found = backend.read_value(*_place(given))
+        except Win32Error as error:
+            # Both are error 2; only the call that failed tells the value from its key.
+            no_value = error.code == ERROR_FILE_NOT_FOUND and error.call == "RegQueryValueEx"
+            return VALUE_MISSING if no_value else error.code, {output: None}
+        if found.type != kind:
+            return TYPE_MISMATCH, {output: None}
+        return 0, {output: found.data}
+
+    return call
+
+
+def _set_string(backend: Backend, given: Arguments) -> None:
+    backend.write_value(*_place(given), RegistryValue(REG_SZ, str(given["sValue"])))
 
 
 def _set_dword(backend: Backend, given: Arguments) -> None:
@@ -64,7 +73,9 @@ _VALUE: Final[Parameters] = {**_KEY, "sValueName": str}
 STD_REG_PROV: Final = CimClass(
     "StdRegProv",
     {
-        "getdwordvalue": Method(_VALUE, _get_dword),
+        "getdwordvalue": Method(_VALUE, _reading(REG_DWORD, "uValue")),
+        "getstringvalue": Method(_VALUE, _reading(REG_SZ, "sValue")),
+        "setstringvalue": Method({**_VALUE, "sValue": str}, _writing(_set_string)),
         "setdwordvalue": Method({**_VALUE, "uValue": int}, _writing(_set_dword)),
         "deletevalue": Method(_VALUE, _writing(_delete_value)),
         "createkey": Method(_KEY, _writing(_create_key)),

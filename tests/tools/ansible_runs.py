@@ -23,13 +23,17 @@ class Run:
 
     status: int
     printed: str
-    results: list[tuple[str, dict[str, Any]]]
+    results: list[dict[str, Any]]
 
-    def last(self, host: str) -> dict[str, Any]:
-        """The result of the host's last task."""
-        found = [result for name, result in self.results if name == host]
-        assert found, f"no task ran on {host}:\n{self.printed}"
-        return found[-1]
+    def last(self, host: str, action: str = "") -> dict[str, Any]:
+        """The result of the host's last task, or of its last one with a module of that name."""
+        found = [
+            entry["result"]
+            for entry in self.results
+            if entry["host"] == host and (not action or entry["action"].rpartition(".")[2] == action)
+        ]
+        assert found, f"no such task ran on {host}:\n{self.printed}"
+        return dict(found[-1])
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,7 @@ class Controller:
         printed = done.stdout + done.stderr
         assert password not in printed, "a run printed the password"
         lines = self._results.read_text().splitlines() if self._results.exists() else []
-        told = [json.loads(line) for line in lines]
-        return Run(done.returncode, printed, [(entry["host"], entry["result"]) for entry in told])
+        return Run(done.returncode, printed, [json.loads(line) for line in lines])
 
 
 def windows_inventory(folder: Path, hosts: dict[str, dict[str, object]], username: str) -> Path:

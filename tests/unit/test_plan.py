@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -25,8 +26,10 @@ SHORT = {
     Step.SET_VALUE: "set",
     Step.DELETE_VALUE: "delete",
     Step.MARK_START_OWED: "mark2",
+    Step.STOP_DEPENDENTS: "stop-dep",
     Step.STOP: "stop",
     Step.START: "start",
+    Step.START_DEPENDENTS: "start-dep",
     Step.CLEAR_MARK: "clear",
 }
 RESTART = "mark2 stop start clear"
@@ -38,6 +41,11 @@ def running(value: int | None, mark: int = 0, process_id: int = NOW) -> Found:
 
 def stopped(value: int | None, mark: int = 0) -> Found:
     return Found(value, False, 0, Mark(Stage(mark), BEFORE) if mark else None)
+
+
+def dependents(found: Found, running_now: str, in_mark: str = "") -> Found:
+    mark = replace(found.mark, dependents=tuple(in_mark.split())) if found.mark else None
+    return replace(found, dependents=tuple(running_now.split()), mark=mark)
 
 
 N, A = Restart.NEVER, Restart.ALWAYS
@@ -83,6 +91,35 @@ CASES = [
     (running(30), 30, A, f"mark1 {RESTART}", False),
     (running(5), 30, A, f"mark1 set {RESTART}", False),
 ]
+
+
+WITH_DEPENDENTS = [
+    # found                                                 wanted restart steps                    dependents
+    (dependents(running(5), "X Y"), 30, WN, "mark1 set mark2 stop-dep stop start start-dep clear", "X Y"),
+    (dependents(running(30), "X"), 30, WN, "", ""),
+    (dependents(running(5), "X"), 30, N, "mark1 set", ""),
+    # a run died: after it stopped one of them, after it stopped all, after it started the service again
+    (dependents(running(30, mark=2), "Y", "X Y"), 30, WN, "mark1 mark2 stop-dep stop start start-dep clear", "X Y"),
+    (dependents(running(30, mark=2), "", "X"), 30, WN, "mark1 mark2 stop start start-dep clear", "X"),
+    (dependents(running(30, mark=2), "", "X"), 30, N, "start-dep mark1", "X"),
+    (dependents(stopped(30, mark=2), "", "X Y"), 30, WN, "start start-dep clear", "X Y"),
+    (dependents(running(30, mark=2, process_id=BEFORE), "", "X"), 30, WN, "start-dep clear", "X"),
+    (dependents(running(30, mark=2, process_id=BEFORE), "x", "X"), 30, WN, "clear", ""),
+    (dependents(running(30, mark=2, process_id=BEFORE), "", "X"), 30, N, "start-dep clear", "X"),
+    (dependents(running(5, mark=2, process_id=BEFORE), "", "X"), 30, N, "start-dep mark1 set", "X"),
+]
+
+
+@pytest.mark.parametrize(("found", "wanted", "restart", "steps", "names"), WITH_DEPENDENTS)
+def test_plan_with_dependents(found: Found, wanted: int | None, restart: Restart, steps: str, names: str) -> None:
+    plan = make_plan(found, Wanted(wanted, restart))
+    assert " ".join(SHORT[step] for step in plan.steps) == steps
+    assert " ".join(plan.dependents) == names
+
+
+def test_a_mark_without_a_process_is_owed() -> None:
+    found = Found(30, True, NOW, Mark(Stage.RESTART_OWED, None))
+    assert make_plan(found, Wanted(30)).restarts
 
 
 @pytest.mark.parametrize(("found", "wanted", "restart", "steps", "pending"), CASES)

@@ -108,3 +108,17 @@ def test_the_journal_tells_what_was_asked(client: WinRM, lab_host: LabHost) -> N
     client.registry("SetDWORDValue", uValue=1)
     client.registry("GetDWORDValue")
     assert lab_host.traffic.journal == ["SetDWORDValue TarpitTime", "GetDWORDValue TarpitTime"]
+
+
+@pytest.mark.parametrize("text", ["", "POP3SVC", "A/B & <C>", "grün"])
+def test_a_string_that_was_set_is_read(client: WinRM, text: str) -> None:
+    place = {"sValueName": "Dependents"}
+    assert client.registry("SetStringValue", **place, sValue=text) == {"ReturnValue": "0"}
+    assert client.registry("GetStringValue", **place)["sValue"] in (text, None if text == "" else text)
+    assert client.registry("DeleteValue", **place) == {"ReturnValue": "0"}
+    assert client.registry("GetStringValue", **place) == {"ReturnValue": "1", "sValue": None}
+
+
+def test_a_number_is_no_string(client: WinRM) -> None:
+    client.registry("SetDWORDValue", uValue=30)
+    assert client.registry("GetStringValue")["ReturnValue"] == "2147749893"

@@ -29,7 +29,8 @@ class CallbackModule(CallbackBase):
     CALLBACK_NEEDS_ENABLED = True
 
     def _write(self, result: Any, **more: object) -> None:
-        line = json.dumps({"host": result.host.get_name(), "result": {**result.result, **more}}, default=str)
+        entry = {"host": result.host.get_name(), "action": result.task.action, "result": {**result.result, **more}}
+        line = json.dumps(entry, default=str)
         with Path(os.environ["TARPIT_RESULTS"]).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
