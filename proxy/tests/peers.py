@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for something in the same event loop."""
-    for _ in range(int(DEADLINE / 0.01)):
+    for _n in range(int(DEADLINE / 0.01)):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -149,7 +149,7 @@ class ScriptedPeer:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection, _ignored = self._listener.accept()
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
@@ -241,6 +241,8 @@ class Proxy:
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
+            if not line.endswith("\n"):
+                return  # killed in the middle of it
             self.raw.append(line)
             self.events.append(json.loads(line))
 

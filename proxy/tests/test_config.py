@@ -255,9 +255,7 @@ def test_all_errors_at_once(tmp_path: Path, text: str, lines: list[str]) -> None
 )
 def test_a_proxy_is_not_its_own_backend(tmp_path: Path, listen: str, host: str) -> None:
     text = f'[smtp]\nlisten = ["{listen}"]\n[backend]\nhosts = ["{host}"]\ndomains = ["a.test"]'
-    assert errors(tmp_path, text) == [
-        f"backend.hosts: allowed is a mail server, not this proxy's own listener {host}"
-    ]
+    assert errors(tmp_path, text) == [f"backend.hosts: allowed is a mail server, not this proxy's own listener {host}"]
     assert parse(tmp_path, text.replace(f'hosts = ["{host}"]', 'hosts = ["127.0.0.1:2525"]'))
 
 

@@ -22,9 +22,7 @@ def smtp(proxy: Proxy) -> smtplib.SMTP:
     return smtplib.SMTP("127.0.0.1", proxy.port, local_hostname="client.test", timeout=DEADLINE)
 
 
-def send(
-    proxy: Proxy, sender: str, recipients: list[str], message: bytes = MESSAGE
-) -> dict[str, tuple[int, bytes]]:
+def send(proxy: Proxy, sender: str, recipients: list[str], message: bytes = MESSAGE) -> dict[str, tuple[int, bytes]]:
     """Send, and return the refused recipients as smtplib does; all of them refused is no exception here."""
     with smtp(proxy) as client:
         try:
@@ -38,9 +36,7 @@ def retry(proxy: Proxy, sender: str, recipients: list[str], message: bytes = MES
     end = time.monotonic() + DEADLINE
     while refused := send(proxy, sender, recipients, message):
         assert time.monotonic() < end
-        seconds = max(
-            int(match[1]) for code, text in refused.values() if (match := re.search(rb"in (\d+) s", text))
-        )
+        seconds = max(int(match[1]) for code, text in refused.values() if (match := re.search(rb"in (\d+) s", text)))
         time.sleep(seconds)
 
 
@@ -66,9 +62,7 @@ def test_deferred_early_and_delivered(start_proxy: StartProxy, sink: Sink) -> No
     proxy.wait_for("decision", reason="known")
     assert [mail.recipients for mail in sink.mails] == [["u@here.test"]] * 2
     (passed,) = proxy.select("decision", reason="retried")
-    assert {
-        key: passed[key] for key in ("verdict", "client", "network", "sender", "recipient", "seconds_left")
-    } == {
+    assert {key: passed[key] for key in ("verdict", "client", "network", "sender", "recipient", "seconds_left")} == {
         "verdict": "allow",
         "client": "127.0.0.1",
         "network": "127.0.0.0/24",
@@ -137,9 +131,7 @@ def test_received_field(start_proxy: StartProxy, sink: Sink) -> None:
             assert client.reply().startswith(b"250 ")
     alone, together = [split_trace(mail.content)[0].decode() for mail in sink.mails]
     date = r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d \+0000"
-    opening = (
-        r"Received: from unknown \(\[IPv6:::1\]\)\r\n by mx\.test \(greylist-proxy\) with SMTP id [0-9A-F]{12}"
-    )
+    opening = r"Received: from unknown \(\[IPv6:::1\]\)\r\n by mx\.test \(greylist-proxy\) with SMTP id [0-9A-F]{12}"
     assert re.fullmatch(rf"{opening}\r\n for <One@here\.test>;\r\n {date}\r\n", alone)
     assert re.fullmatch(rf"{opening};\r\n {date}\r\n", together)
 
@@ -184,7 +176,7 @@ def test_the_first_recipient_decides_for_the_others(start_proxy: StartProxy, sin
     refused = send(
         proxy, "a@far.test", ["postmaster@here.test", "nobody@away.test", "known@here.test", "new@here.test"]
     )
-    assert {address: code for address, (code, _) in refused.items()} == {"nobody@away.test": 550}
+    assert {address: code for address, (code, _ignored) in refused.items()} == {"nobody@away.test": 550}
     assert sink.mails[0].recipients == ["postmaster@here.test", "known@here.test", "new@here.test"]
     assert [each["reason"] for each in proxy.wait_for("decision", 4)][-4:] == [
         "exempt-postmaster",
@@ -192,10 +184,8 @@ def test_the_first_recipient_decides_for_the_others(start_proxy: StartProxy, sin
         "known",
         "transaction",
     ]
-    refused = send(
-        proxy, "a@far.test", ["newer@here.test", "known@here.test", "abuse@here.test", "newest@here.test"]
-    )
-    assert {address: code for address, (code, _) in refused.items()} == {
+    refused = send(proxy, "a@far.test", ["newer@here.test", "known@here.test", "abuse@here.test", "newest@here.test"])
+    assert {address: code for address, (code, _ignored) in refused.items()} == {
         "newer@here.test": 450,
         "newest@here.test": 450,
     }
@@ -209,7 +199,7 @@ def test_a_recipient_that_the_backend_refuses_sets_nothing(start_proxy: StartPro
     refused = send(proxy, "a@far.test", ["nobody@here.test"])
     wait_until(lambda: send(proxy, "a@far.test", ["nobody@here.test"])["nobody@here.test"][0] == 550, "the delay")
     refused = send(proxy, "a@far.test", ["nobody@here.test", "new@here.test"])
-    assert {address: code for address, (code, _) in refused.items()} == {
+    assert {address: code for address, (code, _ignored) in refused.items()} == {
         "nobody@here.test": 550,
         "new@here.test": 450,
     }
@@ -253,7 +243,7 @@ def test_no_open_relay(start_proxy: StartProxy, sink: Sink) -> None:
     proxy = start_proxy(sink.port, greylist={"delay": 0})
     with Wire(proxy.port) as client:
         client.hello()
-        for path, reply, _ in NO_RELAY:
+        for path, reply, _ignored in NO_RELAY:
             assert client.ask(b"MAIL FROM:<a@far.test>").startswith(b"250 ")
             assert client.ask(b"RCPT TO:" + path).startswith(reply), path
             assert client.ask(b"DATA")[:4] in (b"554 ", b"503 ")
@@ -261,7 +251,7 @@ def test_no_open_relay(start_proxy: StartProxy, sink: Sink) -> None:
     assert sink.connections == 0
     proxy.stop()
     decisions = [(each["verdict"], each["reason"]) for each in proxy.select("decision")]
-    assert decisions == [("block", reason) for _, _, reason in NO_RELAY if reason]
+    assert decisions == [("block", reason) for _, _ignored, reason in NO_RELAY if reason]
 
 
 def test_null_sender_is_deferred_at_data(start_proxy: StartProxy, sink: Sink) -> None:
@@ -299,7 +289,7 @@ def test_null_sender_is_deferred_at_data(start_proxy: StartProxy, sink: Sink) ->
 
 def test_callouts_hold_twenty_backend_connections_at_most(start_proxy: StartProxy, sink: Sink) -> None:
     proxy = start_proxy(sink.port)
-    clients = [Wire(proxy.port).hello() for _ in range(21)]
+    clients = [Wire(proxy.port).hello() for _n in range(21)]
     replies = []
     for client in clients:
         client.ask(b"MAIL FROM:<>")
@@ -319,7 +309,7 @@ def test_callouts_hold_twenty_backend_connections_at_most(start_proxy: StartProx
 def test_a_delivered_message_gives_its_place_back(start_proxy: StartProxy, sink: Sink) -> None:
     proxy = start_proxy(sink.port)
     with Wire(proxy.port).hello() as client:
-        for _ in range(21):
+        for _n in range(21):
             client.ask(b"MAIL FROM:<>")
             assert client.ask(b"RCPT TO:<nobody@here.test>").startswith(b"550 ")  # a callout: one place taken
             assert client.ask(b"RCPT TO:<postmaster@here.test>").startswith(b"250 ")
@@ -356,7 +346,7 @@ def test_pipelined_commands(start_proxy: StartProxy, sink: Sink) -> None:
             b"DATA\r\n" + MESSAGE + b".\r\nMAIL FROM:<b@far.test>\r\nRCPT TO:<two@here.test>\r\nDATA\r\n"
             b"again\r\n.\r\nNOOP\r\nQUIT\r\n"
         )
-        codes = [client.reply()[:3] for _ in range(11)]
+        codes = [client.reply()[:3] for _n in range(11)]
         assert codes == [b"250", b"250", b"250", b"550", b"354", b"250", b"250", b"250", b"354", b"250", b"250"]
         assert client.reply().startswith(b"221 ")
         assert client.reply() == b""
@@ -439,9 +429,7 @@ def test_store_failures_do_not_stop_mail(start_proxy: StartProxy, sink: Sink, tm
 
 
 def test_store_failures_may_defer(start_proxy: StartProxy, sink: Sink, tmp_path: Any) -> None:
-    proxy = start_proxy(
-        sink.port, store={"on_failure": "defer", "url": f"sqlite:///{tmp_path}/missing/greylist.db"}
-    )
+    proxy = start_proxy(sink.port, store={"on_failure": "defer", "url": f"sqlite:///{tmp_path}/missing/greylist.db"})
     code, text = send(proxy, "a@far.test", ["u@here.test"])["u@here.test"]
     assert (code, text[:6]) == (451, b"4.3.0 ")
     assert send(proxy, "a@far.test", ["postmaster@here.test"]) == {}

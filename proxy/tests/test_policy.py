@@ -205,7 +205,7 @@ def test_any_history_agrees_with_the_model(steps: list[tuple[str, int]]) -> None
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 59.9), max_size=10), st.floats(60, 600))
 def test_early_retries_change_nothing(early: list[float], late: float) -> None:
-    record, _ = observe(None, T, RULES)
+    record, _ignored = observe(None, T, RULES)
     for seconds in early:
         record, decision = observe(record, T + seconds, RULES)
         assert decision.verdict is DEFER
@@ -216,6 +216,6 @@ def test_early_retries_change_nothing(early: list[float], late: float) -> None:
 @settings(deadline=None)
 @given(st.floats(0, 59), st.floats(0, 1e9))
 def test_no_clock_makes_anybody_wait_for_more_than_the_delay(waited: float, set_back: float) -> None:
-    record, _ = observe(Record(T), T + waited - set_back, RULES)
+    record, _ignored = observe(Record(T), T + waited - set_back, RULES)
     later = T + waited - set_back + RULES.delay
     assert observe(record, later, RULES)[1].verdict is ALLOW

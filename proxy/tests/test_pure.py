@@ -31,9 +31,7 @@ from hypothesis import strategies as st
 # -- the message --
 
 # Everything that matters for finding the end, and for what must not be passed on.
-TRICKY = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"x", b" ", b"\r\n.\r\n"]), max_size=25).map(
-    b"".join
-)
+TRICKY = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"x", b" ", b"\r\n.\r\n"]), max_size=25).map(b"".join)
 
 
 def model(stream: bytes, max_size: int) -> tuple[bytes | None, object, int, bytes]:
@@ -226,9 +224,7 @@ def test_domains_and_literals(text: str, domain: bool, literal: bool) -> None:
 @settings(deadline=None)
 @given(
     st.integers(200, 599),
-    st.lists(
-        st.binary(max_size=40).map(lambda text: bytes(b for b in text if b >= 0x20 and b != 0x7F)), min_size=1
-    ),
+    st.lists(st.binary(max_size=40).map(lambda text: bytes(b for b in text if b >= 0x20 and b != 0x7F)), min_size=1),
     st.integers(0, 200),
 )
 def test_replies_survive_the_wire_in_any_pieces(code: int, lines: list[bytes], cut: int) -> None:

@@ -62,7 +62,7 @@ def play(
         return Played(stage, reply, [json.loads(line) for line in stream.getvalue().splitlines()])
 
     async def steps(relay: Relay) -> tuple[str, Reply]:
-        for _ in range(recipients):
+        for _n in range(recipients):
             reply = await relay.rcpt(Path("u@here.test", "u", "here.test"))
         if not reply.is_positive:
             return "rcpt", reply

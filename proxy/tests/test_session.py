@@ -76,9 +76,7 @@ def test_half_close_after_the_final_dot(start_proxy: StartProxy, sink: Sink) -> 
 
 
 @pytest.mark.parametrize("leave", [Wire.close, reset])
-def test_client_gone_after_the_final_dot(
-    start_proxy: StartProxy, sink: Sink, leave: Callable[[Wire], None]
-) -> None:
+def test_client_gone_after_the_final_dot(start_proxy: StartProxy, sink: Sink, leave: Callable[[Wire], None]) -> None:
     proxy = start_proxy(sink.port, greylist=NO_DELAY)
     sink.before_reply.clear()
     client = in_data(proxy)
@@ -203,7 +201,7 @@ def test_stop_under_traffic_loses_and_doubles_nothing(start_proxy: StartProxy, s
             try:
                 with Wire(proxy.port) as wire:
                     wire.send(b"EHLO c.test\r\nMAIL FROM:<a@far.test>\r\nRCPT TO:<u@here.test>\r\nDATA\r\n")
-                    if [wire.reply()[:3] for _ in range(5)] != [b"220", b"250", b"250", b"250", b"354"]:
+                    if [wire.reply()[:3] for _n in range(5)] != [b"220", b"250", b"250", b"250", b"354"]:
                         return
                     wire.send(b"Subject: %b\r\n\r\nx\r\n.\r\n" % subject)
                     (confirmed if wire.reply().startswith(b"250 ") else unclear).append(subject)
@@ -304,18 +302,20 @@ def test_a_flood_of_commands_starves_nobody(start_proxy: StartProxy, sink: Sink)
     with Wire(proxy.port).hello() as flood:
 
         def read() -> None:
-            for _ in range(count):
+            for _n in range(count):
                 flood.reply()
 
         reader = threading.Thread(target=read)
         reader.start()
-        threading.Thread(target=flood.send, args=(b"NOOP\r\n" * count,), daemon=True).start()
+        sender = threading.Thread(target=flood.send, args=(b"NOOP\r\n" * count,))
+        sender.start()
         waits = []
         while reader.is_alive() and len(waits) < 10:
             start = time.monotonic()
             with Wire(proxy.port).hello() as other:
                 other.ask(b"NOOP")
             waits.append(time.monotonic() - start)
+        sender.join()
         reader.join()
     assert min(waits) < 1
 
@@ -329,9 +329,7 @@ class Harness:
     async def open(self, services: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         self.sessions: set[Session] = set()
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(
-            lambda: Session(services, self.sessions, self.patience), "127.0.0.1", 0
-        )
+        self.server = await loop.create_server(lambda: Session(services, self.sessions, self.patience), "127.0.0.1", 0)
         return await asyncio.open_connection(*self.server.sockets[0].getsockname()[:2])
 
 
@@ -414,7 +412,7 @@ def test_the_command_timer_waits_for_the_client_only(make_services: Callable[...
         for line in (b"EHLO client.test", b"MAIL FROM:<a@far.test>", b"RCPT TO:<u@here.test>", b"DATA"):
             await ask(streams, line)
         # Slower than the timer as a whole, but never silent for that long.
-        for _ in range(5):
+        for _n in range(5):
             streams[1].write(b"line\r\n")
             await asyncio.sleep(0.15)
         streams[1].write(b".\r\n")
@@ -448,7 +446,7 @@ def test_silence_in_data_ends_the_session(make_services: Callable[..., Any], scr
 def test_a_client_that_does_not_read_is_left(make_services: Callable[..., Any], sink: Sink) -> None:
     async def dialogue() -> None:
         harness = Harness((0.5, 0.5))
-        _, writer = await harness.open(make_services(sink.port))
+        _ignored, writer = await harness.open(make_services(sink.port))
         await until(lambda: harness.sessions)
         writer.write(b"VRFY x\r\n" * 1_000_000)  # and never a look at the answers
         await until(lambda: not harness.sessions)

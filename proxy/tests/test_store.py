@@ -63,9 +63,7 @@ def test_values_are_never_sql(tmp_path: Path) -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.floats(T - 10_000, T + 10_000), st.none() | st.floats(T - 10_000, T + 10_000)), max_size=20
-    )
+    st.lists(st.tuples(st.floats(T - 10_000, T + 10_000), st.none() | st.floats(T - 10_000, T + 10_000)), max_size=20)
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 def test_expiry_agrees_with_the_policy(tmp_path: Path, times: list[tuple[float, float | None]]) -> None:
@@ -89,7 +87,7 @@ def test_expiry_takes_a_few_at_a_time(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "x.db", RULES)
     for number in range(10):
         store.observe(Triplet("net", "sender", str(number)), T)
-    assert [store.expire(T + 601, 4) for _ in range(4)] == [4, 4, 2, 0]
+    assert [store.expire(T + 601, 4) for _n in range(4)] == [4, 4, 2, 0]
     store.close()
 
 
@@ -110,9 +108,7 @@ store.close()
 
 def test_processes_share_a_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OBSERVE_MANY, str(tmp_path / "x.db")]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _n in range(3)]
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -137,7 +133,7 @@ def test_threads_share_a_file(tmp_path: Path) -> None:
             seen.append(store.observe(Triplet("net", "sender", str(number)), T).reason)
         store.close()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work) for _n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -246,7 +242,7 @@ def test_a_failing_store_does_not_stop_mail(
         gate = Gate(store, on_failure, log, tasks, clock=lambda: T)
         assert (await gate.decide(TRIPLET)).reason is Reason.NEW
         store.trouble = trouble
-        for _ in range(3):
+        for _n in range(3):
             assert await gate.decide(TRIPLET) == Decision(verdict, Reason.STORE_FAILED)
         gate.delivered([TRIPLET])
         await until(lambda: not tasks)
@@ -259,9 +255,7 @@ def test_a_failing_store_does_not_stop_mail(
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     # Said once when it failed and once when it worked again, not for every mail.
     assert [event["state"] for event in events] == ["failed", "working"]
-    assert events[0]["error"] == (
-        str(trouble) if isinstance(trouble, Exception) else "no answer within 0.1 seconds"
-    )
+    assert events[0]["error"] == (str(trouble) if isinstance(trouble, Exception) else "no answer within 0.1 seconds")
 
 
 def test_a_delivery_is_seen_by_the_next_decision() -> None:

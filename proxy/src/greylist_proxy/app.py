@@ -24,7 +24,7 @@ from greylist_proxy.systemd import notify
 from greylist_proxy.tasks import Tasks
 
 BACKLOG = 1024  # connections that wait to be accepted; the kernel has its own upper limit
-STOP_PATIENCE = 80.0  # seconds; systemd kills after 90
+STOP_PATIENCE = 630.0  # seconds; a backend may take ten minutes over the end of data (RFC 5321 section 4.5.3.2.6)
 STOP_POLL = 0.05  # seconds
 
 

@@ -239,9 +239,7 @@ def _is_reached_by(host: Endpoint, listener: Endpoint) -> bool:
     if host.port != listener.port:
         return False
     # A wildcard listens on loopback too. Which other addresses are ours is not known here.
-    return host.host == listener.host or (
-        listener.host in WILDCARDS and host.host in ("localhost", "127.0.0.1", "::1")
-    )
+    return host.host == listener.host or (listener.host in WILDCARDS and host.host in ("localhost", "127.0.0.1", "::1"))
 
 
 def load(path: Path) -> Config:

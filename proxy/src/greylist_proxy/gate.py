@@ -35,9 +35,7 @@ class Gate:
         self, store: Store, on_failure: str, log: Log, tasks: Tasks, clock: Callable[[], float] = time.time
     ) -> None:
         self._store = store
-        self._on_failure = Decision(
-            Verdict.ALLOW if on_failure == "accept" else Verdict.DEFER, Reason.STORE_FAILED
-        )
+        self._on_failure = Decision(Verdict.ALLOW if on_failure == "accept" else Verdict.DEFER, Reason.STORE_FAILED)
         self._log = log
         self._tasks = tasks
         self._clock = clock

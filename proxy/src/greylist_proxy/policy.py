@@ -107,7 +107,7 @@ def address_key(address: str) -> str:
 
 def is_exempt(recipient: str) -> bool:
     """Tell whether a recipient (of our domains, or the bare `postmaster`) must never be greylisted."""
-    local, at, _ = recipient.rpartition("@")
+    local, at, _ignored = recipient.rpartition("@")
     return local.lower() in EXEMPT_LOCAL_PARTS if at else recipient.lower() == "postmaster"
 
 

@@ -208,7 +208,7 @@ class Session(SMTP):
     # -- commands --
 
     async def _execute(self, line: bytes) -> Reply:
-        verb, _, argument = line.partition(b" ")
+        verb, _ignored, argument = line.partition(b" ")
         command = self._COMMANDS.get(verb.upper())
         return await command(self, argument.strip(b" \t")) if command else UNKNOWN
 

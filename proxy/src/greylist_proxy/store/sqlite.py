@@ -121,9 +121,7 @@ class SqliteStore:
         # Who mails whom is nobody's business: SQLite gives its -wal and -shm files the same mode.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         # Calls come one at a time, but not always from the thread that opened the file.
-        connection = sqlite3.connect(
-            self._path, timeout=LOCK_PATIENCE, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(self._path, timeout=LOCK_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
