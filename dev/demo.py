@@ -162,9 +162,7 @@ def windows_part(table: Table, folder: Path) -> None:
     ):
         happened = "changed" if result["changed"] else "unchanged"
         table.add(name, happened, took, result["changed"] is right)
-    table.add(
-        "Windows: a refusal before", f"{before['code']} at once", before["seconds"], before["seconds"] < SECONDS
-    )
+    table.add("Windows: a refusal before", f"{before['code']} at once", before["seconds"], before["seconds"] < SECONDS)
     table.add("Windows: a refusal after", f"{after['code']} delayed", after["seconds"], after["seconds"] >= SECONDS)
 
 

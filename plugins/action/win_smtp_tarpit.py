@@ -40,8 +40,7 @@ class ActionModule(WindowsActionBase):
                 raise AnsibleActionFail("'seconds' is required with state: present (0 turns the tarpit off)")
             if not 0 <= seconds <= MOST_SECONDS:
                 raise AnsibleActionFail(
-                    f"'seconds' must be 0 to {MOST_SECONDS}, not {seconds}: 30 is a usual start, 0 turns the"
-                    " tarpit off"
+                    f"'seconds' must be 0 to {MOST_SECONDS}, not {seconds}: 30 is a usual start, 0 turns the tarpit off"
                 )
         if options["timeout"] < 1:
             raise AnsibleActionFail(f"'timeout' must be 1 second or more, not {options['timeout']}")

@@ -132,9 +132,7 @@ class ServiceControl:
         return found
 
     def _collect_dependents(self, name: str, found: list[str], seen: list[str]) -> None:
-        association = Association(
-            WIN32_SERVICE, {"Name": name}, DEPENDENCY, "Antecedent", WIN32_SERVICE, "Dependent"
-        )
+        association = Association(WIN32_SERVICE, {"Name": name}, DEPENDENCY, "Antecedent", WIN32_SERVICE, "Dependent")
         try:
             instances = self._session.associated(association)
         except CimFault as fault:
@@ -189,9 +187,7 @@ class ServiceControl:
                 return found
             if wanted == RUNNING and found.state == STOPPED:
                 # The service control manager says Start Pending as soon as it has accepted a start.
-                raise ServiceError(
-                    f"the service {name} stopped again while it was starting: see the host's event log"
-                )
+                raise ServiceError(f"the service {name} stopped again while it was starting: see the host's event log")
             if self._clock() >= deadline:
                 raise ServiceError(
                     f"the service {name} is {found.state} and not {wanted} after {timeout:g} seconds:"

@@ -142,9 +142,7 @@ class ConnectedTransport(_Sender):
         self._connection = connection
         if connection.transport == "winrm":
             self._post: Post = connection.protocol.transport.send_message
-            super().__init__(
-                connection.protocol.transport.endpoint, int(connection.protocol.operation_timeout_sec)
-            )
+            super().__init__(connection.protocol.transport.endpoint, int(connection.protocol.operation_timeout_sec))
         else:
             wsman = connection.runspace.connection
             self._post = wsman.transport.send

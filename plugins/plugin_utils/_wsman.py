@@ -182,9 +182,7 @@ class CimSession:
         status, reply = self._transport.send(envelope.encode())
         return _reply_body(status, reply, message_id)
 
-    def _envelope(
-        self, cls: CimClass, action: str, body: str, selectors: t.Mapping[str, str], message_id: str
-    ) -> str:
+    def _envelope(self, cls: CimClass, action: str, body: str, selectors: t.Mapping[str, str], message_id: str) -> str:
         return (
             '<s:Envelope xmlns:s="http://www.w3.org/2003/05/soap-envelope"'
             f' xmlns:a="{ADDRESSING}"'
@@ -267,6 +265,5 @@ def _fault(fault: ET.Element) -> CimFault:
 def _fields(output: ET.Element) -> Fields:
     """Properties or output parameters by local name; a null is None, an empty text is ''."""
     return {
-        _local(child): None if child.get(XSI_NIL, "").lower() in ("true", "1") else _text(child)
-        for child in output
+        _local(child): None if child.get(XSI_NIL, "").lower() in ("true", "1") else _text(child) for child in output
     }

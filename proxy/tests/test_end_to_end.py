@@ -251,7 +251,7 @@ def test_no_open_relay(start_proxy: StartProxy, sink: Sink) -> None:
     assert sink.connections == 0
     proxy.stop()
     decisions = [(each["verdict"], each["reason"]) for each in proxy.select("decision")]
-    assert decisions == [("block", reason) for _, _ignored, reason in NO_RELAY if reason]
+    assert decisions == [("block", reason) for _path, _reply, reason in NO_RELAY if reason]
 
 
 def test_null_sender_is_deferred_at_data(start_proxy: StartProxy, sink: Sink) -> None:

@@ -115,7 +115,7 @@ def test_backend_down(start_proxy: StartProxy) -> None:
         assert client.ask(b"RCPT TO:<v@away.test>").startswith(b"550 5.7.1 ")
         assert client.ask(b"DATA").startswith(b"451 ")
         assert client.ask(b"MAIL FROM:<>").startswith(b"250 ")
-    (line, *_) = proxy.wait_for("relay")
+    (line, *_more) = proxy.wait_for("relay")
     assert (line["outcome"], line["stage"], line["backend"]) == ("failed", "connect", f"127.0.0.1:{port}")
 
 

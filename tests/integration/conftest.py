@@ -29,9 +29,12 @@ def win01(lab_host: LabHost) -> LabHost:
     return lab_host
 
 
-@pytest.fixture
-def inventory(lab: Lab, win01: LabHost, tmp_path: Path) -> Path:
-    """The inventory of the lab's host, by the name win01."""
+@pytest.fixture(params=["winrm", "psrp"])
+def inventory(request: pytest.FixtureRequest, lab: Lab, win01: LabHost, tmp_path: Path) -> Path:
+    """The inventory of the lab's host, by the name win01 and each of the two connections."""
     return windows_inventory(
-        tmp_path, {"win01": {"ansible_host": win01.address, "ansible_port": win01.winrm_port}}, lab.username
+        tmp_path,
+        {"win01": {"ansible_host": win01.address, "ansible_port": win01.winrm_port}},
+        lab.username,
+        request.param,
     )

@@ -49,9 +49,7 @@ def test_it_holds_what_users_need_and_no_more(tarball: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or "proxy/tests" in name]
 
 
-def test_its_playbook_runs_from_an_empty_path(
-    tarball: Path, memory_lab: Lab, tmp_path: Path
-) -> None:
+def test_its_playbook_runs_from_an_empty_path(tarball: Path, memory_lab: Lab, tmp_path: Path) -> None:
     installed = Controller(tmp_path, tmp_path / "collections")
     subprocess.run(
         [BIN / "ansible-galaxy", "collection", "install", "--offline", "-p", installed.collections, tarball],
@@ -65,7 +63,6 @@ def test_its_playbook_runs_from_an_empty_path(
     inventory = windows_inventory(
         tmp_path, {"win01": {"ansible_host": host.address, "ansible_port": host.winrm_port}}, memory_lab.username
     )
-
 
     def site() -> Run:
         return installed.playbook(

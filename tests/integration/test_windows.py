@@ -160,7 +160,7 @@ def test_a_value_of_another_type_is_replaced_with_a_warning(task, win01: LabHost
             {"ansible_connection": "local"},
             {},
             "win01: ansible_connection is 'local', which has no WS-Management to ask Windows over: set"
-            " ansible_connection: winrm for this host",
+            " ansible_connection: winrm or psrp for this host",
         ),
         (
             {"ansible_become": True},

@@ -61,9 +61,7 @@ class Controller:
             PASSWORD_VARIABLE: password,
         }
 
-    def playbook(
-        self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object
-    ) -> Run:
+    def playbook(self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object) -> Run:
         """Run a playbook (a path, or a name such as mailops.tarpit.site)."""
         self._results.unlink(missing_ok=True)
         done = subprocess.run(
@@ -87,10 +85,14 @@ class Controller:
         return Run(done.returncode, printed, [json.loads(line) for line in lines])
 
 
-def windows_inventory(folder: Path, hosts: dict[str, dict[str, object]], username: str) -> Path:
+def windows_inventory(
+    folder: Path, hosts: dict[str, dict[str, object]], username: str, connection: str = "winrm"
+) -> Path:
     """An inventory of Windows hosts with the collection's usual settings, and what each host has of its own."""
     usual = {
-        "ansible_connection": "winrm",
+        "ansible_connection": connection,
+        "ansible_psrp_protocol": "http",
+        "ansible_psrp_auth": "ntlm",
         "ansible_winrm_scheme": "http",
         "ansible_winrm_transport": "ntlm",
         "ansible_user": username,

@@ -47,9 +47,9 @@ def test_only_wmis_own_word_means_that_the_service_is_missing() -> None:
 
 @pytest.mark.parametrize("code", [0, 5, 6, 7])
 def test_stop_waits_until_it_has_stopped(code: int) -> None:
-    control(
-        output(STOP, ReturnValue=code), service("Running"), service("Stop Pending"), service("Stopped", 0)
-    ).stop("SMTPSVC", 60)
+    control(output(STOP, ReturnValue=code), service("Running"), service("Stop Pending"), service("Stopped", 0)).stop(
+        "SMTPSVC", 60
+    )
 
 
 @pytest.mark.parametrize("code", [0, 7, 10])
@@ -62,9 +62,7 @@ def test_start_waits_until_it_runs(code: int) -> None:
     [(2, "access denied"), (3, "depend"), (14, "disabled"), (24, "paused"), (77, "not document")],
 )
 def test_a_refusal_has_its_number_and_meaning(code: int, words: str) -> None:
-    with pytest.raises(
-        ServiceError, match=rf"refused to start .*{words}.*\(Win32_Service returned {code}\)"
-    ) as caught:
+    with pytest.raises(ServiceError, match=rf"refused to start .*{words}.*\(Win32_Service returned {code}\)") as caught:
         control(output(START, ReturnValue=code)).start("SMTPSVC", 60)
     assert caught.value.code == code
 

@@ -81,9 +81,9 @@ class Connection(asyncio.Protocol):
             self.abort()
         self._news.set()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Note why; who waits is woken."""
-        self._lost = self._lost or (f"connection lost: {error}" if error else "it closed the connection")
+        self._lost = self._lost or (f"connection lost: {exc}" if exc else "it closed the connection")
         self._news.set()
 
     def pause_writing(self) -> None:
