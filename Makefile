@@ -14,7 +14,7 @@ export TARPIT_RUN_ID ?= $(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-8)
 
 TEST := .cache/venvs/test/bin
 DEV := .cache/venvs/dev/bin
-WINE_PACKAGES := wine64 wine gcc-mingw-w64-x86-64
+WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
 PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
 
 # Runs set-up; where it says that something is missing (3), notes that the part cannot run here.
@@ -45,13 +45,18 @@ unit: ## Tests without a network: plug-ins, proxy, lab
 
 .PHONY: integration
 integration: ## Real programs against the lab on both backends
-	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES)); $(call setup,python test)
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES)); $(call setup,python test); $(call setup,python dev)
 	$(TEST)/pytest -n auto proxy/tests tests/lab tests/integration
 
 .PHONY: molecule
 molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers with systemd
 	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(PODMAN_PACKAGES)); $(call setup,python dev)
 	@dev/molecule.sh
+
+.PHONY: bench
+bench: ## What a fleet of Windows hosts costs, compared with ansible.windows (BENCH=--help)
+	@mkdir -p .cache; $(call setup,python dev)
+	@$(DEV)/python bench/fleet.py $(BENCH)
 
 .PHONY: build
 build: ## The collection's tarball, in dist/

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from lab.backend import HKEY_LOCAL_MACHINE, REG_SZ, RegistryValue, Win32Error
 from lab.hosts import SMTPSVC_PARAMETERS, Lab, LabHost
-from tools.ansible_runs import Controller, Run, windows_inventory
+from tools.ansible_runs import Controller, Run, play, windows_inventory
 from tools.refusal_delay import measure
 
 SITE = "mailops.tarpit.site"
@@ -42,10 +41,8 @@ def task(controller: Controller, inventory: Path, lab: Lab, tmp_path: Path):
     """Run the module as the only task of a play."""
 
     def run(*arguments: str, **options: object) -> dict[str, object]:
-        playbook = tmp_path / "play.json"
-        module = {"mailops.tarpit.win_smtp_tarpit": options}
-        playbook.write_text(json.dumps([{"hosts": "win01", "gather_facts": False, "tasks": [module]}]))
-        return controller.playbook(str(playbook), inventory, lab.password, *arguments).last("win01")
+        playbook = play(tmp_path / "play.json", {"mailops.tarpit.win_smtp_tarpit": options})
+        return controller.playbook(playbook, inventory, lab.password, *arguments).last("win01")
 
     return run
 
@@ -198,11 +195,9 @@ def test_what_goes_wrong_is_one_sentence_with_the_host_and_the_mend(
     (machine,) = memory_lab.hosts
     variables = {"ansible_host": machine.address, "ansible_port": machine.winrm_port, **host}
     inventory = windows_inventory(tmp_path, {"win01": variables}, memory_lab.username)
-    playbook = tmp_path / "play.json"
-    module = {"mailops.tarpit.win_smtp_tarpit": {"seconds": 1, **options}}
-    playbook.write_text(json.dumps([{"hosts": "win01", "gather_facts": False, "tasks": [module]}]))
+    playbook = play(tmp_path / "play.json", {"mailops.tarpit.win_smtp_tarpit": {"seconds": 1, **options}})
 
-    run = controller.playbook(str(playbook), inventory, memory_lab.password)
+    run = controller.playbook(playbook, inventory, memory_lab.password)
 
     assert run.status != 0
     message = run.last("win01")["msg"]

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from lab.backend import Win32Error
 from lab.hosts import BACKENDS, Lab
+from lab.machine import DEFAULT_SYSTEM, SYSTEMS
 
 DESCRIPTION = """\
-Start lab Windows hosts: WinRM (Basic, NTLM) on loopback in front of a registry and an SMTP service.
+Start lab Windows hosts: WinRM (Basic, NTLM, certificates) on loopback in front of a registry and an SMTP service.
 
 The program runs until SIGTERM, SIGINT or, with --until-stdin-closes, until its standard input ends.
 Then it ends every host and removes the state file."""
@@ -32,9 +33,11 @@ The state file appears once all hosts answer, whole, and looks like this:
 
   {"pid": 4711, "backend": "memory", "hosts": [
     {"name": "lab1", "backend": "memory", "pid": 4711, "winrm_address": "127.0.0.1",
-     "winrm_port": 40123, "winrm_scheme": "http", "smtp_address": "127.0.0.1", "smtp_port": 23456}]}
+     "winrm_port": 40123, "winrm_scheme": "http", "ca_file": null,
+     "smtp_address": "127.0.0.1", "smtp_port": 23456}]}
 
-smtp_port is null with --no-smtpsvc. The lab speaks to loopback only.
+smtp_port is null with --no-smtpsvc. ca_file is the authority's certificate with --https, else null.
+The lab speaks to loopback only.
 
 example:
   LAB_PASSWORD=secret python -m lab --user lab --password-env LAB_PASSWORD --state-file lab.json"""
@@ -53,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hosts=options.hosts,
             users={options.user: options.password},
             smtpsvc=options.smtpsvc,
+            dependents=options.dependents,
+            system=options.system,
             allow_unencrypted=options.allow_unencrypted,
+            https=options.https,
         )
     except (OSError, ValueError, Win32Error) as error:
         print(f"lab: cannot start: {error}", file=sys.stderr)
@@ -84,6 +90,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="number of hosts, each on its own port (default: 1)",
     )
     add("--no-smtpsvc", dest="smtpsvc", action="store_false", help="hosts on which SMTPSVC is not installed")
+    add(
+        "--dependents",
+        type=_number,
+        default=0,
+        metavar="N",
+        help="services that run and depend on SMTPSVC: LabDependent1, ... (default: none)",
+    )
+    add("--system", choices=SYSTEMS, default=DEFAULT_SYSTEM, help="the Windows Server that the hosts say they are")
+    add("--https", action="store_true", help="HTTPS, with certificates of an authority made for this lab")
     add("--user", required=True, metavar="NAME", help="the account that may log in")
     add("--password-env", required=True, metavar="VAR", help="environment variable that holds its password")
     add("--state-file", required=True, type=Path, metavar="FILE", help="where to write the addresses, as JSON")
@@ -102,9 +117,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    number = _number(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 1000:
+        raise argparse.ArgumentTypeError("must be from 0 to 1000")
     return number
 
 
@@ -116,7 +138,8 @@ def _write_state(path: Path, lab: Lab, backend: str) -> None:
             "pid": os.getpid(),
             "winrm_address": host.address,
             "winrm_port": host.winrm_port,
-            "winrm_scheme": "http",
+            "winrm_scheme": host.scheme,
+            "ca_file": str(lab.ca_file) if lab.ca_file else None,
             "smtp_address": host.address,
             "smtp_port": host.smtp_port,
         }
@@ -153,7 +176,7 @@ def _signal_pipe() -> int:
 def _wait_for_the_end(signals: int, *, until_stdin_closes: bool) -> None:
     watched = [signals, 0] if until_stdin_closes else [signals]
     while True:
-        ready, _, _ = select.select(watched, [], [])
+        ready, _ignored, _ignored = select.select(watched, [], [])
         if signals in ready or not os.read(0, 4096):
             return
 

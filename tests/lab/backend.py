@@ -12,12 +12,17 @@ once for both backends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 HKEY_LOCAL_MACHINE: Final = 0x80000002
 REG_SZ: Final = 1
 REG_DWORD: Final = 4
+
+SMTPSVC: Final = "SMTPSVC"
+SMTPSVC_DISPLAY_NAME: Final = "Simple Mail Transfer Protocol (SMTP)"
+SMTPSVC_PARAMETERS: Final = r"SYSTEM\CurrentControlSet\Services\SMTPSVC\Parameters"
 
 # The Win32 error codes that the backends raise (winerror.h).
 ERROR_FILE_NOT_FOUND: Final = 2
@@ -30,6 +35,12 @@ ERROR_SERVICE_DISABLED: Final = 1058
 ERROR_SERVICE_DOES_NOT_EXIST: Final = 1060
 ERROR_SERVICE_CANNOT_ACCEPT_CTRL: Final = 1061
 ERROR_SERVICE_NOT_ACTIVE: Final = 1062
+ERROR_SERVICE_DEPENDENCY_FAIL: Final = 1068
+
+
+def dependent_names(count: int) -> list[str]:
+    """The names of a host's services that depend on SMTPSVC."""
+    return [f"LabDependent{number}" for number in range(1, count + 1)]
 
 
 class Win32Error(Exception):
@@ -55,6 +66,7 @@ class ServiceStatus:
 
     `state` is Win32_Service's word: Stopped, Start Pending, Stop Pending, Running, Paused.
     `start_mode` is Win32_Service's word: Auto, Manual, Disabled. `process_id` is 0 unless running.
+    `exit_code` tells why a service that was started is not running.
     """
 
     name: str
@@ -62,6 +74,7 @@ class ServiceStatus:
     state: str
     start_mode: str
     process_id: int
+    exit_code: int = 0
 
 
 class Backend(Protocol):
@@ -87,13 +100,22 @@ class Backend(Protocol):
         """Ask the service control manager now (QueryServiceStatusEx, QueryServiceConfig)."""
 
     def stop_service(self, name: str) -> None:
-        """Ask it to stop and return once that was accepted (ControlService); 1062 where it does not run."""
+        """Ask it to stop and return once that was accepted (ControlService).
+
+        1062 where it does not run, 1051 where a service that depends on it does.
+        """
 
     def start_service(self, name: str) -> None:
-        """Ask it to start, and return once that was accepted (StartService): 1056 running, 1058 disabled."""
+        """Ask it to start, and return once that was accepted (StartService): 1056 running, 1058 disabled.
+
+        What it depends on is started before; 1068 where that cannot be.
+        """
 
     def change_start_mode(self, name: str, mode: str) -> None:
         """Set Automatic, Manual or Disabled (ChangeServiceConfig)."""
+
+    def dependents(self, name: str) -> Sequence[str]:
+        """The services that were installed to depend on it directly, whatever their state, sorted by name."""
 
     # -- the lab's own --
 

@@ -4,7 +4,9 @@
 
 `Cim` takes the requests below `…/wsman/1/wmi/`: a method call has the action `<ResourceURI>/<Method>` and
 its parameters in a `<Method>_INPUT` ([MS-WSMV] 3.1.4.1.32), Get reads an instance by the selectors of its
-keys. Namespaces, classes, methods and parameters ignore case, as all names in WMI.
+keys, Enumerate all instances of a class (enumeration.py) or, of `…/root/cimv2/*`, those at the other end of
+an association (association.py). Namespaces, classes, methods and parameters ignore case, as all names in
+WMI.
 
 Two kinds of "no" leave this room. What a class answers by design is a ReturnValue, made in the class's own
 file. What has no instance or no sense is a Fault, with the code that wsmerror.h has for it.
@@ -12,22 +14,34 @@ file. What has no instance or no sense is a Fault, with the code that wsmerror.h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from lab.backend import ERROR_ACCESS_DENIED, HKEY_LOCAL_MACHINE, Backend, Win32Error
+from lab.association import read_antecedent
+from lab.backend import (
+    ERROR_ACCESS_DENIED,
+    ERROR_SERVICE_DOES_NOT_EXIST,
+    HKEY_LOCAL_MACHINE,
+    Backend,
+    Win32Error,
+)
 from lab.cim_class import CimClass, Parameters, Value
+from lab.enumeration import Contexts, read_enumerate
+from lab.machine import Machine
+from lab.operating_system import WIN32_OPERATING_SYSTEM
 from lab.std_reg_prov import STD_REG_PROV
 from lab.win32_service import WIN32_SERVICE
 from lab.wsman import (
     ACTION_NOT_SUPPORTED,
+    ENUMERATION,
     INVALID_SELECTORS,
     RESOURCE_NOT_FOUND,
     SCHEMA_INSTANCE,
     SCHEMA_VALIDATION_ERROR,
     TRANSFER,
+    WSMAN,
     Fault,
     Request,
     clean,
@@ -39,6 +53,8 @@ PARAMETER_TYPE_MISMATCH: Final = 2150858836
 INVALID_PARAMETER_NAME: Final = 2150858837
 INVALID_XML_MISSING_VALUES: Final = 2150858839
 KEYS_REQUIRED: Final = 2150859002
+FILTERING_NOT_SUPPORTED: Final = 2150858776
+ENUMERATE_WITH_KEYS: Final = 2150859016
 PROVIDER_ACCESS_DENIED: Final = 2150859013
 HRESULT_FROM_WIN32: Final = 0x80070000
 
@@ -46,38 +62,50 @@ _CLASSES: Final[Mapping[str, CimClass]] = {
     "root/default/stdregprov": STD_REG_PROV,
     "root/cimv2/stdregprov": STD_REG_PROV,
     "root/cimv2/win32_service": WIN32_SERVICE,
+    "root/cimv2/win32_operatingsystem": WIN32_OPERATING_SYSTEM,
 }
+_SERVICES_URI: Final = f"{WMI}root/cimv2/Win32_Service"
+_ANY_CLASS: Final = "root/cimv2/*"
 _UINT32_MAX: Final = 0xFFFFFFFF
 
 
 class Cim:
     """The WMI of one host."""
 
-    def __init__(self, backend: Backend, *, machine: str) -> None:
+    def __init__(self, backend: Backend, machine: Machine) -> None:
         self._backend = backend
         self._machine = machine
+        self._contexts = Contexts()
 
     def describe(self, request: Request) -> str:
-        """Name the operation and its subject: `GetDWORDValue TarpitTime`, `Get Win32_Service SMTPSVC`."""
+        """Name the operation and its subject.
+
+        `GetDWORDValue TarpitTime`, `Get Win32_Service SMTPSVC`, `Enumerate * SMTPSVC`.
+        """
         words = [request.action.rpartition("/")[2]]
-        if request.action.startswith(TRANSFER):
+        if request.action.startswith((TRANSFER, ENUMERATION)):
             words.append(request.resource_uri.rpartition("/")[2])
-        given = {_local(element): element.text for element in (() if request.body is None else request.body)}
+        body = ElementTree.Element("none") if request.body is None else request.body
+        given = {_local(element): element.text for element in body}
         subject = given.get("sValueName") or given.get("sSubKeyName") or request.selectors.get("name")
+        # The object of an association, inside the filter.
+        subject = subject or body.findtext(f".//{{{WSMAN}}}Selector")
         return " ".join([*words, subject] if subject else words)
 
     def answer(self, request: Request) -> str:
-        """Call the method, or get the instance."""
-        uri = request.resource_uri
-        cim_class = _CLASSES.get(uri[len(WMI) :].lower())
-        if cim_class is None:
-            reason = f"The class or namespace of {uri} does not exist."
-            detail = "InvalidResourceURI"
-            raise Fault(RESOURCE_NOT_FOUND, "a:DestinationUnreachable", reason, detail=detail, provider=True)
+        """Call the method, get the instance or enumerate instances."""
         try:
-            if request.action == f"{TRANSFER}/Get":
-                return self._get(cim_class, request)
-            return self._call(cim_class, request)
+            match request.action.rpartition("/"):
+                case (namespace, _slash, "Get") if namespace == TRANSFER:
+                    return self._get(_class_of(request), request)
+                case (namespace, _slash, "Enumerate") if namespace == ENUMERATION:
+                    return self._enumerate(request)
+                case (namespace, _slash, "Pull") if namespace == ENUMERATION:
+                    return self._contexts.pull(request)
+                case (namespace, _slash, "Release") if namespace == ENUMERATION:
+                    return self._contexts.release(request)
+                case _:
+                    return self._call(_class_of(request), request)
         except Win32Error as error:
             denied = error.code == ERROR_ACCESS_DENIED
             code = PROVIDER_ACCESS_DENIED if denied else HRESULT_FROM_WIN32 | error.code
@@ -87,15 +115,50 @@ class Cim:
     def _get(self, cim_class: CimClass, request: Request) -> str:
         if cim_class.properties is None:
             raise _keys_required()
-        properties = cim_class.properties(self._backend, _key(cim_class, request), self._machine)
+        singleton = cim_class.singleton and not request.selectors
+        return self._instance(cim_class, request.resource_uri, "" if singleton else _key(cim_class, request))
+
+    def _enumerate(self, request: Request) -> str:
+        if request.resource_uri[len(WMI) :].lower() == _ANY_CLASS:
+            asked, cim_class, uri = read_enumerate(request), WIN32_SERVICE, _SERVICES_URI
+            keys = self._dependents(read_antecedent(asked.filter, uri))
+        else:
+            cim_class, uri = _class_of(request), request.resource_uri
+            if cim_class.keys is None:
+                reason = f"The lab cannot enumerate {cim_class.name}."
+                raise Fault(ACTION_NOT_SUPPORTED, "a:ActionNotSupported", reason)
+            asked = read_enumerate(request)
+            if asked.filter is not None:
+                reason = "The data source does not support filtering."
+                raise Fault(FILTERING_NOT_SUPPORTED, "n:FilteringNotSupported", reason)
+            keys = cim_class.keys(self._backend, self._machine)
+        if request.selectors:
+            reason = "The resource URI for an Enumerate operation must not contain keys."
+            raise Fault(ENUMERATE_WITH_KEYS, "w:InvalidSelectors", reason, provider=True)
+        instances = [self._instance(cim_class, uri, key) for key in keys]
+        return self._contexts.open(request, instances, asked.max_elements)
+
+    def _dependents(self, name: str) -> Sequence[str]:
+        try:
+            return self._backend.dependents(name)
+        except Win32Error as error:
+            if error.code != ERROR_SERVICE_DOES_NOT_EXIST:
+                raise
+            # What WMI says here nobody has seen: without the __ExtendedStatus no client may build on it.
+            reason = "The object of the association does not exist."
+            raise Fault(RESOURCE_NOT_FOUND, "a:DestinationUnreachable", reason, provider=True) from error
+
+    def _instance(self, cim_class: CimClass, uri: str, key: str) -> str:
+        assert cim_class.properties is not None
+        properties = cim_class.properties(self._backend, key, self._machine)
         name = cim_class.name
         return (
-            f'<p:{name} xmlns:xsi="{SCHEMA_INSTANCE}" xmlns:p="{escape(request.resource_uri)}" '
+            f'<p:{name} xmlns:xsi="{SCHEMA_INSTANCE}" xmlns:p="{escape(uri)}" '
             f'xsi:type="p:{name}_Type">{_elements(properties)}</p:{name}>'
         )
 
     def _call(self, cim_class: CimClass, request: Request) -> str:
-        uri, _, name = request.action.rpartition("/")
+        uri, _ignored, name = request.action.rpartition("/")
         method = cim_class.methods.get(name.lower())
         if method is None or uri.lower() != request.resource_uri.lower():
             reason = f"The action {request.action} is not supported by {cim_class.name}."
@@ -103,11 +166,24 @@ class Cim:
         key = _key(cim_class, request)
         given = _arguments(request, name, method.parameters)
         code, output = method.call(self._backend, key, given)
-        values = _elements({"ReturnValue": code, **output})
-        return (
-            f'<p:{name}_OUTPUT xmlns:xsi="{SCHEMA_INSTANCE}" xmlns:p="{escape(request.resource_uri)}">'
-            f"{values}</p:{name}_OUTPUT>"
-        )
+        return output_of(request.resource_uri, name, {"ReturnValue": code, **output})
+
+
+def output_of(uri: str, method: str, values: Mapping[str, Value]) -> str:
+    """The XML of what a method gives."""
+    return (
+        f'<p:{method}_OUTPUT xmlns:xsi="{SCHEMA_INSTANCE}" xmlns:p="{escape(uri)}">'
+        f"{_elements(values)}</p:{method}_OUTPUT>"
+    )
+
+
+def _class_of(request: Request) -> CimClass:
+    cim_class = _CLASSES.get(request.resource_uri[len(WMI) :].lower())
+    if cim_class is None:
+        reason = f"The class or namespace of {request.resource_uri} does not exist."
+        detail = "InvalidResourceURI"
+        raise Fault(RESOURCE_NOT_FOUND, "a:DestinationUnreachable", reason, detail=detail, provider=True)
+    return cim_class
 
 
 def _key(cim_class: CimClass, request: Request) -> str:

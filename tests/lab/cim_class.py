@@ -8,10 +8,11 @@ them and writes the replies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lab.backend import Backend
+from lab.machine import Machine
 
 # A value of a property or an output parameter; None is null.
 Value = str | int | bool | None
@@ -35,11 +36,14 @@ class Method:
 class CimClass:
     """A class: its methods by lower-case name, and the key and properties of its instances, if any.
 
-    `properties` gets the key's value and the machine's name. It and the methods raise `Win32Error` for
-    what they have no answer to, and `Fault` where there is no such instance.
+    `properties` gets the key's value ("" for a singleton that was asked for without). It and the methods
+    raise `Win32Error` for what they have no answer to, and `Fault` where there is no such instance. `keys`
+    gives the keys of all instances, where the lab can enumerate them.
     """
 
     name: str
     methods: Mapping[str, Method]
     key: str | None = None
-    properties: Callable[[Backend, str, str], Mapping[str, Value]] | None = None
+    properties: Callable[[Backend, str, Machine], Mapping[str, Value]] | None = None
+    keys: Callable[[Backend, Machine], Sequence[str]] | None = None
+    singleton: bool = False

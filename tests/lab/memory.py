@@ -5,7 +5,7 @@
 It gives Windows' error codes from Windows' calls (see backend.py), keeps names as they were written and
 finds them in any letter case. A service control is accepted first and carried out later, by a thread of
 the service's own, so that a client sees Stop Pending and Start Pending as it may on Windows. Each start
-gets a process id that was never there before.
+gets a process id that was never there before. Services that depend on SMTPSVC do nothing but run.
 """
 
 from __future__ import annotations
@@ -13,35 +13,40 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from lab.backend import (
+    ERROR_DEPENDENT_SERVICES_RUNNING,
     ERROR_FILE_NOT_FOUND,
     ERROR_INVALID_HANDLE,
     ERROR_SERVICE_ALREADY_RUNNING,
     ERROR_SERVICE_CANNOT_ACCEPT_CTRL,
+    ERROR_SERVICE_DEPENDENCY_FAIL,
     ERROR_SERVICE_DISABLED,
     ERROR_SERVICE_DOES_NOT_EXIST,
     ERROR_SERVICE_NOT_ACTIVE,
     HKEY_LOCAL_MACHINE,
     REG_DWORD,
+    SMTPSVC,
+    SMTPSVC_DISPLAY_NAME,
+    SMTPSVC_PARAMETERS,
     RegistryValue,
     ServiceStatus,
     Win32Error,
+    dependent_names,
 )
 from lab.ports import free_port, release_port
 from lab.smtpsvc import SmtpService
 
 log = logging.getLogger(__name__)
 
-SMTPSVC: Final = "SMTPSVC"
-SMTPSVC_PARAMETERS: Final = r"SYSTEM\CurrentControlSet\Services\SMTPSVC\Parameters"
 TARPIT_TIME: Final = "TarpitTime"
 
 ERROR_BAD_PATHNAME: Final = 161
 ERROR_INVALID_PARAMETER: Final = 87
+WSAEADDRINUSE: Final = 10048
 
 _SERVICES_KEY: Final = r"SYSTEM\CurrentControlSet\Services"
 _SOFTWARE_KEY: Final = "SOFTWARE"
@@ -111,15 +116,21 @@ class _Service:
     start_mode: str = "Auto"
     state: str = "Stopped"
     process_id: int = 0
+    exit_code: int = 0
+    depends_on: tuple[str, ...] = ()
     program: SmtpService | None = None
     # Carries out the control that was accepted last; at most one at a time.
     worker: threading.Thread | None = None
 
 
+def _cannot_start(service: _Service) -> bool:
+    return service.state == "Stopped" and service.start_mode == "Disabled"
+
+
 class MemoryBackend:
     """A Windows host of plain objects. Implements `lab.backend.Backend`."""
 
-    def __init__(self, *, smtpsvc: bool = True) -> None:
+    def __init__(self, *, smtpsvc: bool = True, dependents: int = 0) -> None:
         self._registry = _Registry()
         for key in (_SOFTWARE_KEY, _SERVICES_KEY):
             self._registry.create(HKEY_LOCAL_MACHINE, key)
@@ -131,10 +142,12 @@ class MemoryBackend:
         if smtpsvc:
             self._smtp_port = free_port()
             self._registry.create(HKEY_LOCAL_MACHINE, SMTPSVC_PARAMETERS)
-            service = _Service(SMTPSVC, "Simple Mail Transfer Protocol (SMTP)")
-            self._services[SMTPSVC.lower()] = service
-            self.start_service(SMTPSVC)
-            self._wait(service)
+            services = [_Service(SMTPSVC, SMTPSVC_DISPLAY_NAME)]
+            services += [_Service(name, name, depends_on=(SMTPSVC,)) for name in dependent_names(dependents)]
+            for service in services:
+                self._services[service.name.lower()] = service
+                self.start_service(service.name)
+                self._wait(service)
 
     # -- registry --
 
@@ -161,7 +174,12 @@ class MemoryBackend:
         with self._lock:
             service = self._find(name)
             return ServiceStatus(
-                service.name, service.display_name, service.state, service.start_mode, service.process_id
+                service.name,
+                service.display_name,
+                service.state,
+                service.start_mode,
+                service.process_id,
+                service.exit_code,
             )
 
     def stop_service(self, name: str) -> None:
@@ -170,6 +188,8 @@ class MemoryBackend:
             service = self._find(name)
             if service.state == "Stopped":
                 raise Win32Error(ERROR_SERVICE_NOT_ACTIVE, "ControlService")
+            if any(one.state != "Stopped" for one in self._dependents(service)):
+                raise Win32Error(ERROR_DEPENDENT_SERVICES_RUNNING, "ControlService")
             if service.state != "Running":
                 raise Win32Error(ERROR_SERVICE_CANNOT_ACCEPT_CTRL, "ControlService")
             service.state = "Stop Pending"
@@ -183,9 +203,12 @@ class MemoryBackend:
                 raise Win32Error(ERROR_SERVICE_ALREADY_RUNNING, "StartService")
             if service.start_mode == "Disabled":
                 raise Win32Error(ERROR_SERVICE_DISABLED, "StartService")
-            service.state = "Start Pending"
-            service.process_id = next(self._process_ids)
-            self._carry_out(service, self._start)
+            for antecedent in map(self._find, service.depends_on):
+                if antecedent.state == "Stop Pending" or _cannot_start(antecedent):
+                    raise Win32Error(ERROR_SERVICE_DEPENDENCY_FAIL, "StartService")
+                if antecedent.state == "Stopped":
+                    self._begin_to_start(antecedent)
+            self._begin_to_start(service)
 
     def change_start_mode(self, name: str, mode: str) -> None:
         """See `Backend`."""
@@ -194,6 +217,18 @@ class MemoryBackend:
             if mode not in _MODES:
                 raise Win32Error(ERROR_INVALID_PARAMETER, "ChangeServiceConfig")
             service.start_mode = _MODES[mode]
+
+    def dependents(self, name: str) -> Sequence[str]:
+        """See `Backend`."""
+        with self._lock:
+            return sorted(service.name for service in self._dependents(self._find(name)))
+
+    def _dependents(self, service: _Service) -> list[_Service]:
+        return [one for one in self._services.values() if service.name in one.depends_on]
+
+    def _begin_to_start(self, service: _Service) -> None:
+        service.state, service.process_id, service.exit_code = "Start Pending", next(self._process_ids), 0
+        self._carry_out(service, self._start)
 
     def _find(self, name: str) -> _Service:
         try:
@@ -206,22 +241,32 @@ class MemoryBackend:
         service.worker.start()
 
     def _start(self, service: _Service) -> None:
-        program = SmtpService(self._smtp_port, self._tarpit_seconds())
-        try:
-            program.start()
-        except OSError:
-            log.exception("%s cannot listen on port %d", service.name, self._smtp_port)
-            with self._lock:
-                service.state, service.process_id = "Stopped", 0
-            return
+        program = None
+        for antecedent in map(self._find, service.depends_on):
+            self._wait(antecedent)
+            if antecedent.state != "Running":
+                self._stopped(service, ERROR_SERVICE_DEPENDENCY_FAIL)
+                return
+        if service.name == SMTPSVC:
+            program = SmtpService(self._smtp_port, self._tarpit_seconds())
+            try:
+                program.start()
+            except OSError:
+                log.exception("%s cannot listen on port %d", service.name, self._smtp_port)
+                self._stopped(service, WSAEADDRINUSE)
+                return
         with self._lock:
             service.program, service.state = program, "Running"
 
     def _stop(self, service: _Service) -> None:
         if service.program is not None:
             service.program.stop()
+        self._stopped(service, 0)
+
+    def _stopped(self, service: _Service, exit_code: int) -> None:
         with self._lock:
             service.program, service.state, service.process_id = None, "Stopped", 0
+            service.exit_code = exit_code
 
     def _tarpit_seconds(self) -> int:
         """TarpitTime as SMTPSVC reads it: off where it is missing or no number."""

@@ -27,7 +27,7 @@ _random = random.SystemRandom()
 
 def free_port() -> int:
     """A loopback TCP port that nobody uses now and no lab will use while this process keeps it."""
-    for _ in range(ATTEMPTS):
+    for _n in range(ATTEMPTS):
         port = _random.randint(LOWEST, HIGHEST)
         mark = _claim(port)
         if mark is not None:

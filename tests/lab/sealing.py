@@ -19,6 +19,8 @@ import spnego
 
 MEDIA_TYPE: Final = "multipart/encrypted"
 PROTOCOL: Final = "application/HTTP-SPNEGO-session-encrypted"
+# Where the login was by Kerberos itself; some clients say SPNEGO then too. The data is the same.
+KERBEROS_PROTOCOL: Final = "application/HTTP-Kerberos-session-encrypted"
 _BOUNDARY: Final = "Encrypted Boundary"
 
 _BODY = re.compile(
@@ -45,12 +47,19 @@ def is_sealed(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == MEDIA_TYPE
 
 
-def unseal(context: spnego.ContextProxy, body: bytes) -> bytes:
+def protocol_of(context: spnego.ContextProxy, content_type: str) -> str:
+    """What the Content-Type header says that the body is encrypted by, if that is possible here."""
+    if KERBEROS_PROTOCOL.lower() in content_type.lower() and context.negotiated_protocol == "kerberos":
+        return KERBEROS_PROTOCOL
+    return PROTOCOL
+
+
+def unseal(context: spnego.ContextProxy, body: bytes, content_type: str = MEDIA_TYPE) -> bytes:
     """Check and decrypt one request."""
     match = _BODY.fullmatch(body)
     if match is None:
         raise SealError("the encrypted body has not the parts that [MS-WSMV] 2.2.9.1 describes")
-    if match["protocol"].strip().lower() != PROTOCOL.lower().encode():
+    if match["protocol"].strip().lower() != protocol_of(context, content_type).lower().encode():
         raise SealError(f"the body is encrypted by {match['protocol'].decode(errors='replace')}")
     sealed = match["sealed"]
     if len(sealed) < _SIGNATURE_LENGTH.size:
@@ -69,17 +78,17 @@ def unseal(context: spnego.ContextProxy, body: bytes) -> bytes:
     return clear
 
 
-def seal(context: spnego.ContextProxy, clear: bytes) -> tuple[str, bytes]:
+def seal(context: spnego.ContextProxy, clear: bytes, protocol: str = PROTOCOL) -> tuple[str, bytes]:
     """Encrypt one reply: its Content-Type header and its body."""
     header, data, padding = context.wrap_winrm(clear)
     lines = (
         f"--{_BOUNDARY}",
-        f"\tContent-Type: {PROTOCOL}",
+        f"\tContent-Type: {protocol}",
         f"\tOriginalContent: type=application/soap+xml;charset=UTF-8;Length={len(clear) + padding}",
         f"--{_BOUNDARY}",
         "\tContent-Type: application/octet-stream",
         "",
     )
     body = "\r\n".join(lines).encode() + _SIGNATURE_LENGTH.pack(len(header)) + header + data
-    content_type = f'{MEDIA_TYPE};protocol="{PROTOCOL}";boundary="{_BOUNDARY}"'
+    content_type = f'{MEDIA_TYPE};protocol="{protocol}";boundary="{_BOUNDARY}"'
     return content_type, body + f"--{_BOUNDARY}--\r\n".encode()

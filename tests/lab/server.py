@@ -6,7 +6,8 @@ The handler object of the standard library lives as long as its connection, and 
 connection has proved (`Authenticator`). A request passes four doors in order: the HTTP door (path, length),
 the login, the seal (is the body encrypted, must it be), and the endpoint of its path (wsman.py).
 
-`Traffic` counts what passed, bytes as they were on the wire, and journals what was asked; tests read it.
+`Traffic` counts what passed, bytes as they were on the wire (inside TLS, where there is TLS), and journals
+what was asked; tests read it. What goes wrong on a test's behalf is the reply's `exchange` (faults.py).
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import contextlib
 import io
 import logging
 import socket
+import ssl
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from lab.auth import Authenticator
-from lab.sealing import SealError, is_sealed, seal, unseal
-from lab.users import Users
+from lab.auth import Admission, Authenticator
+from lab.sealing import SealError, is_sealed, protocol_of, seal, unseal
+from lab.tls import Tls, account_of
 from lab.wsman import MAX_ENVELOPE, Endpoint
 
 log = logging.getLogger(__name__)
 
-SOAP_TYPE: Final = "application/soap+xml;charset=UTF-8"
 # A connection that says nothing for so long is closed; clients open another and log in again.
 IDLE_SECONDS: Final = 120
 # Encryption adds headers and a signature to the largest envelope.
@@ -66,6 +67,16 @@ class Traffic:
             self.requests = self.bytes_in = self.bytes_out = 0
             self.journal.clear()
 
+    @classmethod
+    def total(cls, parts: Iterable[Self]) -> Self:
+        """Add up, for a lab of many hosts; the journals one after the other."""
+        whole = cls()
+        for part in parts:
+            with part._lock:
+                whole.count(requests=part.requests, bytes_in=part.bytes_in, bytes_out=part.bytes_out)
+                whole.journal.extend(part.journal)
+        return whole
+
 
 class _CountedSocket(io.RawIOBase):
     """A socket as a raw stream whose bytes are counted."""
@@ -101,18 +112,24 @@ class WinRMServer(ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(
-        self, endpoints: Mapping[str, Endpoint], users: Users, traffic: Traffic, *, allow_unencrypted: bool
+        self,
+        endpoints: Mapping[str, Endpoint],
+        admission: Admission,
+        traffic: Traffic,
+        *,
+        allow_unencrypted: bool = False,
+        tls: Tls | None = None,
     ) -> None:
         self.endpoints = endpoints
-        self.users = users
+        self.admission = admission
         self.traffic = traffic
-        self.allow_unencrypted = allow_unencrypted
+        # Over TLS nothing is readable on the wire, and nobody encrypts twice.
+        self.allow_unencrypted = allow_unencrypted or tls is not None
+        self._tls = tls
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
-        self._thread = threading.Thread(
-            target=self.serve_forever, args=(0.1,), name=f"winrm-{self.port}", daemon=True
-        )
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name=f"winrm-{self.port}", daemon=True)
         self._thread.start()
 
     @property
@@ -128,7 +145,8 @@ class WinRMServer(ThreadingHTTPServer):
             for connection in self._connections:
                 # Fails where the client has gone already.
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    # Not SSLSocket's own, which pulls TLS away from under the thread that reads.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
         self.server_close()
 
     def server_bind(self) -> None:
@@ -137,6 +155,13 @@ class WinRMServer(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = "localhost", int(self.server_address[1])
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. TLS begins in its own thread, where a silent client holds up nobody else."""
+        connection, address = super().get_request()
+        if self._tls is not None:
+            connection = self._tls.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Know the connection before its thread starts: close() must find it."""
@@ -176,13 +201,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(IDLE_SECONDS)
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._traffic = self.server.traffic
-        self._authenticator = Authenticator(self.server.users)
         self.rfile = io.BufferedReader(_CountedSocket(self.connection, self._traffic))
         # Holds headers and body together, so that a reply leaves in one piece.
         self.wfile = io.BufferedWriter(_CountedSocket(self.connection, self._traffic), 1 << 16)
 
     def handle(self) -> None:
-        with contextlib.suppress(ConnectionError):
+        # A client that leaves, does not trust the certificate, or is cut off: there is nobody to tell.
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            certified = None
+            if isinstance(self.connection, ssl.SSLSocket):
+                self.connection.do_handshake()
+                certified = account_of(self.connection)
+            self._authenticator = Authenticator(self.server.admission, certified)
             super().handle()
 
     def finish(self) -> None:
@@ -250,12 +280,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, endpoint: Endpoint, body: bytes, challenges: tuple[str, ...]) -> None:
         context = self._authenticator.context
-        sealed = is_sealed(self.headers.get("Content-Type", ""))
+        content_type = self.headers.get("Content-Type", "")
+        sealed = is_sealed(content_type)
         if sealed:
             if context is None:
                 raise _RefusedError(HTTPStatus.BAD_REQUEST)
             try:
-                body = unseal(context, body)
+                body = unseal(context, body, content_type)
             except SealError as error:
                 log.warning("%s", error)
                 raise _RefusedError(HTTPStatus.BAD_REQUEST) from error
@@ -264,12 +295,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR)
             return
         reply = endpoint.answer(body)
-        if reply.note is not None:
-            self._traffic.note(reply.note)
-        content_type, content = SOAP_TYPE, reply.body
-        if sealed and context is not None:
-            content_type, content = seal(context, content)
-        self._send(HTTPStatus(reply.status), content, content_type=content_type, challenges=challenges)
+        media_type, content = reply.media_type, reply.body
+        if sealed and context is not None and reply.sealed and content:
+            media_type, content = seal(context, content, protocol_of(context, content_type))
+        # Written aside first: a test may have the reply cut in the middle, headers and all.
+        outgoing, self.wfile = self.wfile, io.BytesIO()
+        try:
+            self._send(HTTPStatus(reply.status), content, content_type=media_type, challenges=challenges)
+            message = self.wfile.getvalue()
+        finally:
+            self.wfile = outgoing
+        reply.exchange.deliver(message, self._write_now)
+
+    def _write_now(self, data: bytes) -> None:
+        self.wfile.write(data)
+        self.wfile.flush()
 
     def _send(
         self,

@@ -4,14 +4,24 @@
 
 Ansible's winrm connection opens a shell when it connects and closes it when it is done, whatever the task
 does. The lab lets it, so that the connection is as happy as with Windows. Nothing in this collection may
-run a command on a Windows host, so Command and what follows it are refused, and a task that tries fails.
+run a command on a Windows host, so Command is refused, and a task that tries fails.
+
+The benchmark compares with modules that do run commands. For it, and only where `expect` has said so, a shell
+plays PowerShell: each command takes the next of the answers that were prepared, its input is read to its end
+and thrown away, and what it prints is the answer. What commands cost on the wire is all there; what PowerShell
+costs the host is not.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import threading
 import uuid
+from collections import deque
+from dataclasses import dataclass
 from typing import Final
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from lab.wsman import (
@@ -28,40 +38,71 @@ CMD_SHELL: Final = f"{SHELL}/cmd"
 
 # Windows' code where ShellId names no shell (ERROR_WSMAN_UNEXPECTED_SELECTORS).
 UNEXPECTED_SELECTORS: Final = 2150858843
+# Win32's code for a parameter that means nothing: here a CommandId of no command.
+INVALID_PARAMETER: Final = 87
 
 _CREATE: Final = f"{TRANSFER}/Create"
 _DELETE: Final = f"{TRANSFER}/Delete"
+_COMMAND: Final = f"{SHELL}/Command"
+_SEND: Final = f"{SHELL}/Send"
+_RECEIVE: Final = f"{SHELL}/Receive"
+_SIGNAL: Final = f"{SHELL}/Signal"
+_DONE: Final = f"{SHELL}/CommandState/Done"
+
+
+@dataclass
+class _Command:
+    """A command that pretends to run: what it will print, and whether its input has ended."""
+
+    answer: bytes
+    input_ended: bool = False
 
 
 class CmdShells:
     """The open shells of one host."""
 
     def __init__(self) -> None:
-        self._open: set[str] = set()
+        self._open: dict[str, dict[str, _Command]] = {}
+        self._answers: deque[bytes] = deque()
         self._lock = threading.Lock()
+
+    def expect(self, *answers: bytes) -> None:
+        """Play PowerShell for so many commands: each prints the next answer. None: refuse, as at first."""
+        with self._lock:
+            self._answers = deque(answers)
+
+    @property
+    def unused(self) -> int:
+        """How many answers no command has taken."""
+        with self._lock:
+            return len(self._answers)
 
     def describe(self, request: Request) -> str:
         """Shell Create, Shell Delete, Shell Command, …"""
         return f"Shell {request.action.rpartition('/')[2]}"
 
     def answer(self, request: Request) -> str:
-        """Open or close a shell."""
-        if request.action == _CREATE:
-            return self._create(request)
-        if request.action == _DELETE:
-            return self._delete(request)
-        reason = "The lab's shells run nothing: this action is not supported."
-        raise Fault(ACTION_NOT_SUPPORTED, "a:ActionNotSupported", reason)
+        """Open or close a shell, or pretend to run a command in it."""
+        acts = {
+            _CREATE: self._create,
+            _DELETE: self._delete,
+            _COMMAND: self._run,
+            _SEND: self._send,
+            _RECEIVE: self._receive,
+            _SIGNAL: self._signal,
+        }
+        act = acts.get(request.action)
+        if act is None:
+            raise _not_supported("The lab's shells run nothing: this action is not supported.")
+        with self._lock:
+            return act(request)
 
     def _create(self, request: Request) -> str:
-        if request.body is None or request.body.tag != f"{{{SHELL}}}Shell":
-            reason = "Create needs a Shell element."
-            raise Fault(SCHEMA_VALIDATION_ERROR, "w:SchemaValidationError", reason)
+        body = _content(request, "Shell")
         shell_id = str(uuid.uuid4()).upper()
-        with self._lock:
-            self._open.add(shell_id)
+        self._open[shell_id] = {}
         streams = "".join(
-            f"<rsp:{name}>{escape(request.body.findtext(f'{{{SHELL}}}{name}') or '')}</rsp:{name}>"
+            f"<rsp:{name}>{escape(body.findtext(f'{{{SHELL}}}{name}') or '')}</rsp:{name}>"
             for name in ("InputStreams", "OutputStreams")
         )
         return (
@@ -74,12 +115,99 @@ class CmdShells:
         )
 
     def _delete(self, request: Request) -> str:
-        shell_id = request.selectors.get("shellid", "").upper()
-        with self._lock:
-            known = shell_id in self._open
-            self._open.discard(shell_id)
-        if not known:
+        self._commands(request)
+        del self._open[_shell_id(request)]
+        return ""
+
+    def _run(self, request: Request) -> str:
+        # Before anything else is looked at: a lab that was not told to play PowerShell refuses every command.
+        if not self._answers:
+            raise _not_supported("The lab's shells run nothing: this action is not supported.")
+        commands = self._commands(request)
+        if not _content(request, "CommandLine").findtext(f"{{{SHELL}}}Command"):
+            reason = "CommandLine needs a Command."
+            raise Fault(SCHEMA_VALIDATION_ERROR, "w:SchemaValidationError", reason)
+        command_id = str(uuid.uuid4()).upper()
+        commands[command_id] = _Command(self._answers.popleft())
+        return _reply("CommandResponse", f"<rsp:CommandId>{command_id}</rsp:CommandId>")
+
+    def _send(self, request: Request) -> str:
+        commands = self._commands(request)
+        for stream in _content(request, "Send").iterfind(f"{{{SHELL}}}Stream"):
+            command, _command_id = _named(commands, stream)
+            if stream.get("Name") != "stdin" or command.input_ended:
+                raise _invalid("Send is for the stdin of a command, and nothing comes after its end.")
+            try:
+                base64.b64decode(stream.text or "", validate=True)
+            except binascii.Error as error:
+                raise _invalid("A stream is not Base64.") from error
+            command.input_ended = stream.get("End", "").lower() in ("true", "1")
+        return _reply("SendResponse")
+
+    def _receive(self, request: Request) -> str:
+        wanted = _content(request, "Receive").find(f"{{{SHELL}}}DesiredStream")
+        if wanted is None:
+            reason = "Receive needs a DesiredStream."
+            raise Fault(SCHEMA_VALIDATION_ERROR, "w:SchemaValidationError", reason)
+        command, command_id = _named(self._commands(request), wanted)
+        if not command.input_ended:
+            # Windows would wait for the command until the operation's time-out, again and again.
+            raise _not_supported("The lab's commands print once their input has ended.")
+        of = f'CommandId="{command_id}"'
+        printed = base64.b64encode(command.answer).decode()
+        return _reply(
+            "ReceiveResponse",
+            f'<rsp:Stream Name="stdout" {of}>{printed}</rsp:Stream>'
+            f'<rsp:Stream Name="stdout" {of} End="true"></rsp:Stream>'
+            f'<rsp:Stream Name="stderr" {of} End="true"></rsp:Stream>'
+            f'<rsp:CommandState {of} State="{_DONE}"><rsp:ExitCode>0</rsp:ExitCode></rsp:CommandState>',
+        )
+
+    def _signal(self, request: Request) -> str:
+        commands = self._commands(request)
+        _command, command_id = _named(commands, _content(request, "Signal"))
+        # Whatever the signal: a client sends it when it has done with the command.
+        del commands[command_id]
+        return _reply("SignalResponse")
+
+    def _commands(self, request: Request) -> dict[str, _Command]:
+        """The commands of the shell that the request names."""
+        commands = self._open.get(_shell_id(request))
+        if commands is None:
             reason = "The request contained invalid selectors for the resource."
             detail = "UnexpectedSelectors"
             raise Fault(UNEXPECTED_SELECTORS, "w:InvalidSelectors", reason, detail=detail)
-        return ""
+        return commands
+
+
+def _shell_id(request: Request) -> str:
+    return request.selectors.get("shellid", "").upper()
+
+
+def _content(request: Request, name: str) -> ElementTree.Element:
+    if request.body is None or request.body.tag != f"{{{SHELL}}}{name}":
+        action = request.action.rpartition("/")[2]
+        reason = f"{action} needs a {name} element."
+        raise Fault(SCHEMA_VALIDATION_ERROR, "w:SchemaValidationError", reason)
+    return request.body
+
+
+def _named(commands: dict[str, _Command], element: ElementTree.Element) -> tuple[_Command, str]:
+    """The command that an element's CommandId names."""
+    command_id = element.get("CommandId", "").upper()
+    command = commands.get(command_id)
+    if command is None:
+        raise _invalid("The CommandId names no command of this shell.")
+    return command, command_id
+
+
+def _reply(name: str, content: str = "") -> str:
+    return f'<rsp:{name} xmlns:rsp="{SHELL}">{content}</rsp:{name}>'
+
+
+def _invalid(reason: str) -> Fault:
+    return Fault(INVALID_PARAMETER, "w:InvalidParameter", reason)
+
+
+def _not_supported(reason: str) -> Fault:
+    return Fault(ACTION_NOT_SUPPORTED, "a:ActionNotSupported", reason)

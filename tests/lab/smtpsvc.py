@@ -46,7 +46,7 @@ class Conversation:
 
     def reply(self, line: str) -> str:
         """Answer one command; several lines for EHLO, without the last line's end."""
-        verb, _, argument = line.partition(" ")
+        verb, _ignored, argument = line.partition(" ")
         match verb.upper():
             case "EHLO":
                 return self._hello(argument, extended=True)
@@ -145,9 +145,7 @@ class SmtpService:
     def start(self) -> None:
         """Return when the port listens; raise OSError where it cannot."""
         listening: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(listening,), name=f"smtpsvc-{self.port}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(listening,), name=f"smtpsvc-{self.port}", daemon=True)
         self._thread.start()
         listening.result()
 

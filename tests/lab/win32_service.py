@@ -19,6 +19,7 @@ from lab.backend import (
     ERROR_FILE_NOT_FOUND,
     ERROR_SERVICE_ALREADY_RUNNING,
     ERROR_SERVICE_CANNOT_ACCEPT_CTRL,
+    ERROR_SERVICE_DEPENDENCY_FAIL,
     ERROR_SERVICE_DISABLED,
     ERROR_SERVICE_DOES_NOT_EXIST,
     ERROR_SERVICE_NOT_ACTIVE,
@@ -27,6 +28,7 @@ from lab.backend import (
     Win32Error,
 )
 from lab.cim_class import Arguments, CimClass, Method, Output, Value
+from lab.machine import Machine
 from lab.wsman import RESOURCE_NOT_FOUND, SCHEMA_INSTANCE, Fault, clean
 
 EXTENDED_STATUS: Final = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/__ExtendedStatus"
@@ -48,7 +50,7 @@ RETURN_CODES: Final[Mapping[int, int]] = {
     ERROR_SERVICE_ALREADY_RUNNING: 10,
     1055: 11,  # ERROR_SERVICE_DATABASE_LOCKED
     1075: 12,  # ERROR_SERVICE_DEPENDENCY_DELETED
-    1068: 13,  # ERROR_SERVICE_DEPENDENCY_FAIL
+    ERROR_SERVICE_DEPENDENCY_FAIL: 13,
     ERROR_SERVICE_DISABLED: 14,
     1069: 15,  # ERROR_SERVICE_LOGON_FAILED
     1072: 16,  # ERROR_SERVICE_MARKED_FOR_DELETE
@@ -95,7 +97,7 @@ def _control(act: Callable[[Backend, str, Arguments], int]) -> Callable[[Backend
     return call
 
 
-def _properties(backend: Backend, name: str, machine: str) -> Mapping[str, Value]:
+def _properties(backend: Backend, name: str, machine: Machine) -> Mapping[str, Value]:
     try:
         status = backend.service_status(name)
     except Win32Error as error:
@@ -113,7 +115,7 @@ def _properties(backend: Backend, name: str, machine: str) -> Mapping[str, Value
         "DesktopInteract": False,
         "DisplayName": status.display_name,
         "ErrorControl": "Normal",
-        "ExitCode": 0,
+        "ExitCode": status.exit_code,
         "InstallDate": None,
         "Name": status.name,
         "PathName": rf"C:\Windows\system32\{status.name}.exe",
@@ -126,16 +128,16 @@ def _properties(backend: Backend, name: str, machine: str) -> Mapping[str, Value
         "State": status.state,
         "Status": "OK",
         "SystemCreationClassName": "Win32_ComputerSystem",
-        "SystemName": machine,
+        "SystemName": machine.name,
         "TagId": 0,
         "WaitHint": 0,
     }
 
 
-def no_such_service(name: str) -> Fault:
-    """Build the fault of an instance that does not exist, with what the CIMWin32 provider says of it."""
+def extended_status(name: str) -> str:
+    """What the CIMWin32 provider says of a service that does not exist."""
     instance = escape(clean(f'Win32_Service.Name="{name}"'))
-    status = (
+    return (
         f'<e:__ExtendedStatus xmlns:xsi="{SCHEMA_INSTANCE}" xmlns:e="{EXTENDED_STATUS}" '
         f'xmlns:cim="{CIM_COMMON}" xsi:type="e:__ExtendedStatus_Type">'
         '<e:Description xsi:nil="true" xsi:type="cim:cimString"/>'
@@ -144,13 +146,17 @@ def no_such_service(name: str) -> Fault:
         '<e:ProviderName xsi:type="cim:cimString">CIMWin32</e:ProviderName>'
         '<e:StatusCode xsi:nil="true" xsi:type="cim:cimUnsignedInt"/></e:__ExtendedStatus>'
     )
+
+
+def no_such_service(name: str) -> Fault:
+    """Build the fault of an instance that does not exist."""
     return Fault(
         RESOURCE_NOT_FOUND,
         "a:DestinationUnreachable",
         "The service cannot find the resource identified by the resource URI and selectors.",
         detail="InvalidResourceURI",
         provider=True,
-        extended=status,
+        extended=extended_status(name),
     )
 
 

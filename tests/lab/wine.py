@@ -9,6 +9,10 @@ leaves, so when this process dies, however it dies, the host goes down by itself
 
 SMTPSVC is a Windows service too, started and stopped by the service control manager (windows/smtpsvc.c).
 Its port is of this machine, not of the prefix, so the lab chooses it and puts it into the registry.
+
+Wine's service control manager records what a service depends on and does nothing about it. So that is done
+here, before the calls, as Windows does it: what others need does not stop (1051), and what a service needs
+is started before it.
 """
 
 from __future__ import annotations
@@ -16,16 +20,23 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from lab.backend import (
+    ERROR_DEPENDENT_SERVICES_RUNNING,
+    ERROR_SERVICE_DEPENDENCY_FAIL,
     HKEY_LOCAL_MACHINE,
     REG_DWORD,
     REG_SZ,
+    SMTPSVC,
+    SMTPSVC_DISPLAY_NAME,
+    SMTPSVC_PARAMETERS,
     RegistryValue,
     ServiceStatus,
     Win32Error,
+    dependent_names,
 )
 from lab.ports import free_port, release_port
 from lab.windows import prefix as prefixes
@@ -35,9 +46,7 @@ from lab.windows.programs import WineError, missing
 
 __all__ = ["WineBackend", "WineError", "missing"]
 
-SMTPSVC: Final = "SMTPSVC"
-SMTPSVC_DISPLAY_NAME: Final = "Simple Mail Transfer Protocol (SMTP)"
-SMTPSVC_PARAMETERS: Final = r"SYSTEM\CurrentControlSet\Services\SMTPSVC\Parameters"
+SERVICES_KEY: Final = r"SYSTEM\CurrentControlSet\Services"
 # Read by windows/smtpsvc.c.
 LAB_KEY: Final = r"SOFTWARE\Lab\SMTPSVC"
 PORT: Final = "Port"
@@ -62,8 +71,9 @@ _START_SECONDS: Final = 60.0
 class WineBackend:
     """A Windows host in Wine. Implements `lab.backend.Backend`."""
 
-    def __init__(self, folder: Path, *, smtpsvc: bool = True) -> None:
+    def __init__(self, folder: Path, *, smtpsvc: bool = True, dependents: int = 0) -> None:
         """Boot a host in `folder`, which exists and stays the caller's."""
+        self._depends_on_smtpsvc = frozenset(map(str.lower, dependent_names(dependents if smtpsvc else 0)))
         self._programs = found.find()
         self._prefix = folder.resolve() / "prefix"
         self._smtp_port = 0
@@ -72,6 +82,8 @@ class WineBackend:
             self._boot()
             if smtpsvc:
                 self._install_smtpsvc()
+                for name in dependent_names(dependents):
+                    self._install(name, name, prefixes.IDLE, SMTPSVC)
         except BaseException:
             self.close()
             raise
@@ -96,12 +108,15 @@ class WineBackend:
         self._cleanup.callback(release_port, self._smtp_port)
         self.create_key(HKEY_LOCAL_MACHINE, LAB_KEY)
         self.write_value(HKEY_LOCAL_MACHINE, LAB_KEY, PORT, RegistryValue(REG_DWORD, self._smtp_port))
-        command = f"C:\\{prefixes.PROGRAM_FOLDER}\\{prefixes.SMTPSVC}"
-        self._helper.ask("install", SMTPSVC, SMTPSVC_DISPLAY_NAME, command)
         self.create_key(HKEY_LOCAL_MACHINE, SMTPSVC_PARAMETERS)
-        self._cleanup.callback(self._stop_smtpsvc)
-        self.start_service(SMTPSVC)
-        self._wait_for("Running", _START_SECONDS)
+        self._install(SMTPSVC, SMTPSVC_DISPLAY_NAME, prefixes.SMTPSVC, "")
+
+    def _install(self, name: str, display_name: str, program: str, antecedent: str) -> None:
+        command = f"C:\\{prefixes.PROGRAM_FOLDER}\\{program}"
+        self._helper.ask("install", name, display_name, command, antecedent)
+        self._cleanup.callback(self._stop_in_order, name)
+        self.start_service(name)
+        self._wait_for(name, "Running", _START_SECONDS)
 
     # -- registry --
 
@@ -126,26 +141,48 @@ class WineBackend:
 
     def service_status(self, name: str) -> ServiceStatus:
         """See `Backend`."""
-        true_name, display_name, state, start_mode, process_id = self._helper.ask("status", name)
+        true_name, display_name, state, start_mode, process_id, exit_code = self._helper.ask("status", name)
         return ServiceStatus(
             _string(bytes.fromhex(true_name[1:])),
             _string(bytes.fromhex(display_name[1:])),
             _STATES[int(state)],
             _START_MODES[int(start_mode)],
             int(process_id),
+            # Wine says of a service that was never started what Windows says of it: ERROR_SERVICE_NEVER_STARTED.
+            int(exit_code),
         )
 
     def stop_service(self, name: str) -> None:
         """See `Backend`."""
+        if any(self.service_status(one).state != "Stopped" for one in self.dependents(name)):
+            raise Win32Error(ERROR_DEPENDENT_SERVICES_RUNNING, "ControlService")
         self._helper.ask("stop", name)
 
     def start_service(self, name: str) -> None:
         """See `Backend`."""
+        if name.lower() in self._depends_on_smtpsvc and self.service_status(name).state == "Stopped":
+            self._start_antecedent(self.service_status(SMTPSVC))
         self._helper.ask("start", name)
+
+    def _start_antecedent(self, antecedent: ServiceStatus) -> None:
+        disabled = antecedent.state == "Stopped" and antecedent.start_mode == "Disabled"
+        if antecedent.state == "Stop Pending" or disabled:
+            raise Win32Error(ERROR_SERVICE_DEPENDENCY_FAIL, "StartService")
+        if antecedent.state == "Stopped":
+            self.start_service(antecedent.name)
+            self._wait_for(antecedent.name, "Running", _START_SECONDS)
+
+    def dependents(self, name: str) -> Sequence[str]:
+        """See `Backend`."""
+        return sorted(_string(bytes.fromhex(word[1:])) for word in self._helper.ask("dependents", name))
 
     def change_start_mode(self, name: str, mode: str) -> None:
         """See `Backend`."""
         self._helper.ask("mode", name, _CHANGE_MODES.get(mode, _NO_START_MODE))
+        if name.lower() in self._depends_on_smtpsvc:
+            # Wine's ChangeServiceConfig takes it away.
+            antecedents = RegistryValue(REG_MULTI_SZ, f"{SMTPSVC}\0")
+            self.write_value(HKEY_LOCAL_MACHINE, rf"{SERVICES_KEY}\{name}", "DependOnService", antecedents)
 
     # -- the lab's own --
 
@@ -158,17 +195,17 @@ class WineBackend:
         """See `Backend`; what else is in the folder stays."""
         self._cleanup.close()
 
-    def _stop_smtpsvc(self) -> None:
-        """Let it close its sockets in order; where that fails, its process is ended with the rest."""
+    def _stop_in_order(self, name: str) -> None:
+        """Let a service close its sockets; where that fails, its process is ended with the rest."""
         with contextlib.suppress(Win32Error, WineError):
-            self.stop_service(SMTPSVC)
-            self._wait_for("Stopped", _STOP_SECONDS)
+            self.stop_service(name)
+            self._wait_for(name, "Stopped", _STOP_SECONDS)
 
-    def _wait_for(self, wanted: str, seconds: float) -> None:
+    def _wait_for(self, name: str, wanted: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while (state := self.service_status(SMTPSVC).state) != wanted:
+        while (state := self.service_status(name).state) != wanted:
             if time.monotonic() > deadline:
-                raise WineError(f"{SMTPSVC} is {state}, and not {wanted} after {seconds:g} s")
+                raise WineError(f"{name} is {state}, and not {wanted} after {seconds:g} s")
             time.sleep(0.005)
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
@@ -27,10 +27,12 @@ WSMAN: Final = "http://schemas.dmtf.org/wbem/wsman/1/wsman.xsd"
 WSMAN_FAULTS: Final = "http://schemas.dmtf.org/wbem/wsman/1/wsman"
 WSMAN_MICROSOFT: Final = "http://schemas.microsoft.com/wbem/wsman/1/wsman.xsd"
 TRANSFER: Final = "http://schemas.xmlsoap.org/ws/2004/09/transfer"
+ENUMERATION: Final = "http://schemas.xmlsoap.org/ws/2004/09/enumeration"
 SHELL: Final = "http://schemas.microsoft.com/wbem/wsman/1/windows/shell"
 WSMAN_FAULT: Final = "http://schemas.microsoft.com/wbem/wsman/1/wsmanfault"
 SCHEMA_INSTANCE: Final = "http://www.w3.org/2001/XMLSchema-instance"
 ANONYMOUS: Final = f"{ADDRESSING}/role/anonymous"
+SOAP_TYPE: Final = "application/soap+xml;charset=UTF-8"
 
 # Windows' default MaxEnvelopeSizekb is 500; nothing that the lab serves needs a tenth of it.
 MAX_ENVELOPE: Final = 500 * 1024
@@ -109,13 +111,55 @@ class Resource(Protocol):
         """Do it and give the XML of the reply's Body, or raise Fault."""
 
 
+class Exchange(Protocol):
+    """One request and its reply: the three moments in which something may go wrong (see faults.py)."""
+
+    def carry_out(self, act: Callable[[], str]) -> str:
+        """Do what is asked; the XML of the reply's Body, or Fault."""
+
+    def shape(self, reply: Reply) -> Reply:
+        """Give the reply as it is to leave."""
+
+    def deliver(self, message: bytes, write: Callable[[bytes], None]) -> None:
+        """Send the HTTP reply, or raise ConnectionError to end the connection."""
+
+
+class Interference(Protocol):
+    """What may interfere with requests."""
+
+    def begin(self, request: Request, note: str) -> Exchange:
+        """Take note of a request that is about to be carried out."""
+
+
+class Undisturbed:
+    """All goes well."""
+
+    def begin(self, request: Request, note: str) -> Exchange:
+        return self
+
+    def carry_out(self, act: Callable[[], str]) -> str:
+        return act()
+
+    def shape(self, reply: Reply) -> Reply:
+        return reply
+
+    def deliver(self, message: bytes, write: Callable[[bytes], None]) -> None:
+        write(message)
+
+
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP status, an envelope, and the journal's line about the request (none: it was unreadable)."""
+    """An HTTP status, an envelope, and the journal's line about the request (none: it was unreadable).
+
+    Where the connection is encrypted, so is the reply, unless `sealed` says that it is none of WinRM's own.
+    """
 
     status: int
     body: bytes
     note: str | None
+    exchange: Exchange = field(default_factory=Undisturbed)
+    media_type: str = SOAP_TYPE
+    sealed: bool = True
 
 
 class _RefusingBuilder(ElementTree.TreeBuilder):
@@ -127,7 +171,7 @@ class _RefusingBuilder(ElementTree.TreeBuilder):
 
 def parse_xml(body: bytes) -> ElementTree.Element:
     """Read XML of a stranger; entities cannot be declared, since document types are refused."""
-    parser = ElementTree.XMLParser(target=_RefusingBuilder())  # noqa: S314
+    parser = ElementTree.XMLParser(target=_RefusingBuilder())
     try:
         parser.feed(body)
         root: ElementTree.Element = parser.close()
@@ -191,9 +235,12 @@ def _read_selectors(header: ElementTree.Element) -> dict[str, str]:
 class Endpoint:
     """What answers at `/wsman`: the resources by the beginning of their URIs, longest first."""
 
-    def __init__(self, resources: Mapping[str, Resource], *, machine: str) -> None:
+    def __init__(
+        self, resources: Mapping[str, Resource], *, machine: str, interference: Interference | None = None
+    ) -> None:
         self._resources = sorted(resources.items(), key=lambda item: -len(item[0]))
         self._machine = machine
+        self._interference = interference or Undisturbed()
 
     def answer(self, body: bytes) -> Reply:
         """Answer one request; never raises for what a client sent."""
@@ -205,14 +252,17 @@ class Endpoint:
             return Reply(400, self._fault_envelope(fault, None), None)
         relates_to = header.findtext(f"{{{ADDRESSING}}}MessageID")
         note = None
+        exchange: Exchange = Undisturbed()
         try:
             request = read_request(envelope, header)
             resource = self._find(request)
             note = resource.describe(request)
-            content = resource.answer(request)
+            exchange = self._interference.begin(request, note)
+            content = exchange.carry_out(lambda: resource.answer(request))
+            reply = Reply(200, _envelope(f"{request.action}Response", relates_to, content), note, exchange)
         except Fault as fault:
-            return Reply(500, self._fault_envelope(fault, relates_to), note)
-        return Reply(200, _envelope(f"{request.action}Response", relates_to, content), note)
+            reply = Reply(500, self._fault_envelope(fault, relates_to), note, exchange)
+        return exchange.shape(reply)
 
     def _find(self, request: Request) -> Resource:
         wanted = request.resource_uri.lower()
@@ -236,24 +286,23 @@ class Endpoint:
         # Of the subcodes in use, DSP0226 blames only this one on the service. A header that is not understood
         # has a code of its own in SOAP 1.2 (part 1, 5.4.6) and no subcode.
         code = {"": "s:MustUnderstand", "w:InternalError": "s:Receiver"}.get(fault.subcode, "s:Sender")
-        detail = (
-            f"<w:FaultDetail>{WSMAN_FAULTS}/faultDetail/{fault.detail}</w:FaultDetail>" if fault.detail else ""
-        )
+        detail = f"<w:FaultDetail>{WSMAN_FAULTS}/faultDetail/{fault.detail}</w:FaultDetail>" if fault.detail else ""
         content = (
             f"<s:Fault><s:Code><s:Value>{code}</s:Value>{subcode}</s:Code>"
             f'<s:Reason><s:Text xml:lang="en-US">{escape(clean(fault.reason))}</s:Text></s:Reason>'
             f'<s:Detail>{detail}<f:WSManFault xmlns:f="{WSMAN_FAULT}" Code="{fault.code}" Machine={machine}>'
             f"<f:Message>{message}</f:Message></f:WSManFault></s:Detail></s:Fault>"
         )
-        action = f"{ADDRESSING}/fault" if fault.subcode.startswith("a:") else f"{WSMAN_FAULTS}/fault"
-        return _envelope(action, relates_to, content)
+        # Each specification has an action for its own faults.
+        namespace = {"a": ADDRESSING, "n": ENUMERATION}.get(fault.subcode.partition(":")[0], WSMAN_FAULTS)
+        return _envelope(f"{namespace}/fault", relates_to, content)
 
 
 def _envelope(action: str, relates_to: str | None, content: str) -> bytes:
     related = "" if relates_to is None else f"<a:RelatesTo>{escape(relates_to)}</a:RelatesTo>"
     return (
         f'<s:Envelope xml:lang="en-US" xmlns:s="{SOAP}" xmlns:a="{ADDRESSING}" xmlns:x="{TRANSFER}" '
-        f'xmlns:w="{WSMAN}" xmlns:p="{WSMAN_MICROSOFT}"><s:Header>'
+        f'xmlns:n="{ENUMERATION}" xmlns:w="{WSMAN}" xmlns:p="{WSMAN_MICROSOFT}"><s:Header>'
         f"<a:Action>{escape(action)}</a:Action>"
         f"<a:MessageID>uuid:{str(uuid.uuid4()).upper()}</a:MessageID>"
         f"<a:To>{ANONYMOUS}</a:To>{related}</s:Header><s:Body>{content}</s:Body></s:Envelope>"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -61,10 +62,12 @@ class Controller:
             PASSWORD_VARIABLE: password,
         }
 
-    def playbook(self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object) -> Run:
-        """Run a playbook (a path, or a name such as mailops.tarpit.site)."""
+    def start(
+        self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object
+    ) -> subprocess.Popen[str]:
+        """Start a playbook (a path, or a name such as mailops.tarpit.site) in a process group of its own."""
         self._results.unlink(missing_ok=True)
-        done = subprocess.run(
+        return subprocess.Popen(
             [
                 BIN / "ansible-playbook",
                 f"--inventory={inventory}",
@@ -74,15 +77,29 @@ class Controller:
             ],
             env=self.environment(password),
             cwd=self.home,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=100,
-            check=False,
+            start_new_session=True,
         )
-        printed = done.stdout + done.stderr
+
+    def playbook(self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object) -> Run:
+        """Run a playbook to its end."""
+        with self.start(playbook, inventory, password, *arguments, **variables) as process:
+            try:
+                printed, _nothing = process.communicate(timeout=100)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
         assert password not in printed, "a run printed the password"
         lines = self._results.read_text().splitlines() if self._results.exists() else []
-        return Run(done.returncode, printed, [json.loads(line) for line in lines])
+        return Run(process.returncode, printed, [json.loads(line) for line in lines])
+
+
+def play(path: Path, *tasks: dict[str, Any]) -> str:
+    """Write a playbook of these tasks for the host win01, and return its path."""
+    path.write_text(json.dumps([{"hosts": "win01", "gather_facts": False, "tasks": tasks}]))
+    return str(path)
 
 
 def windows_inventory(

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from lab.contract.client import Account, WinRM
-from lab.hosts import Lab, LabHost
+from lab.hosts import BackendName, Lab, LabHost
 
 
 @pytest.fixture
@@ -20,3 +22,24 @@ def account(lab: Lab) -> Account:
 def client(lab_host: LabHost, account: Account) -> WinRM:
     """A client over NTLM with encryption, the collection's usual way."""
     return WinRM(lab_host, account)
+
+
+@pytest.fixture(scope="session")
+def crowded_lab(backend_name: BackendName) -> Iterator[Lab]:
+    """A lab of one host on which two services depend on SMTPSVC."""
+    with Lab.start(backend=backend_name, dependents=2) as running:
+        yield running
+
+
+@pytest.fixture
+def crowded_host(crowded_lab: Lab) -> LabHost:
+    """The host: all three run, and the counters are at 0."""
+    (host,) = crowded_lab.hosts
+    host.reset()
+    return host
+
+
+@pytest.fixture
+def crowded_client(crowded_lab: Lab, crowded_host: LabHost) -> WinRM:
+    """A client of it."""
+    return WinRM(crowded_host, Account(crowded_lab.username, crowded_lab.password))

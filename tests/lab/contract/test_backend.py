@@ -324,7 +324,7 @@ def test_a_stop_ends_sessions_that_wait(windows: Backend) -> None:
 
 def test_the_port_stays_the_same_right_after_traffic(windows: Backend) -> None:
     port = windows.smtp_port
-    for _ in range(3):
+    for _n in range(3):
         # One session that the server has to close, one that the client closed, one refused.
         with Smtp(port) as open_session:
             relay_seconds(windows)
@@ -340,7 +340,7 @@ def test_the_port_stays_the_same_right_after_traffic(windows: Backend) -> None:
 def test_calls_from_many_threads_do_not_mix(windows: Backend) -> None:
     def write_and_read(number: int) -> None:
         name, value = f"Thread{number}", RegistryValue(REG_DWORD, number)
-        for _ in range(20):
+        for _n in range(20):
             windows.write_value(HKEY_LOCAL_MACHINE, KEY, name, value)
             assert windows.read_value(HKEY_LOCAL_MACHINE, KEY, name) == value
             refusal(windows.read_value, HKEY_LOCAL_MACHINE, KEY, f"No{name}")

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xmltodict  # type: ignore[import-untyped]
+from winrm.protocol import Protocol
 
 import lab
+from lab.contract.client import GET, SERVICE, WMI
 from lab.hosts import BackendName
 
 TESTS = Path(lab.__file__).parents[1]
@@ -100,9 +103,35 @@ def test_a_host_without_smtpsvc(start: Start, tmp_path: Path) -> None:
     assert reaches(host["winrm_port"])
 
 
+def test_a_host_with_https_dependents_and_another_windows(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    process = start("--state-file", str(file), "--https", "--dependents", "2", "--system", "2012 R2")
+    (host,) = wait_for(file, process)["hosts"]
+    assert host["winrm_scheme"] == "https"
+    client = Protocol(
+        f"https://127.0.0.1:{host['winrm_port']}/wsman",
+        transport="ntlm",
+        username="lab",
+        password="secret-Word-1",
+        ca_trust_path=host["ca_file"],
+        proxy=None,
+    )
+    system = f"{WMI}/root/cimv2/Win32_OperatingSystem"
+    for uri, selectors, words in (
+        (system, {}, "Server 2012 R2"),
+        (SERVICE, {"w:SelectorSet": {"w:Selector": {"@Name": "Name", "#text": "LabDependent2"}}}, "Running"),
+    ):
+        header: dict[str, Any] = client.build_wsman_header(GET, uri)
+        header["env:Header"] |= selectors
+        header["env:Body"] = {}
+        assert words in str(client.send_message(xmltodict.unparse({"env:Envelope": header})))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--state-file", "x", "--dependents", "-1"], "must be from 0"),
+        (["--state-file", "x", "--system", "95"], "invalid choice"),
         (["--state-file", "x", "--password-env", "NO_SUCH_VARIABLE"], "NO_SUCH_VARIABLE is not set"),
         (["--state-file", "x", "--hosts", "0"], "must be 1 or more"),
         (["--state-file", "x", "--backend", "vmware"], "invalid choice"),
@@ -111,14 +140,14 @@ def test_a_host_without_smtpsvc(start: Start, tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_explained(start: Start, arguments: list[str], words: str) -> None:
     process = start(*arguments)
-    _, said = process.communicate(timeout=60)
+    _ignored, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert words in said.decode()
 
 
 def test_a_password_that_cannot_work_is_explained(start: Start, tmp_path: Path) -> None:
     process = start("--state-file", str(tmp_path / "state.json"), "--user", "a:b")
-    _, said = process.communicate(timeout=60)
+    _ignored, said = process.communicate(timeout=60)
     assert (process.returncode, said.decode().startswith("lab: cannot start:")) == (1, True)
 
 

@@ -80,7 +80,7 @@ def test_deleting_a_value_of_a_missing_key_is_2(client: WinRM) -> None:
 
 def test_a_key_is_created_with_its_parents_and_may_be_there(client: WinRM) -> None:
     key = r"SOFTWARE\lab contract\a\b"
-    for _ in range(2):
+    for _n in range(2):
         given = {"hDefKey": HKEY_LOCAL_MACHINE, "sSubKeyName": key}
         assert client.call(REGISTRY, "CreateKey", given) == {"ReturnValue": "0"}
     name = "PendingRestart"

@@ -71,9 +71,7 @@ def test_starting_a_disabled_service_is_14(client: WinRM) -> None:
     assert client.get_service()["State"] == "Stopped"
 
 
-@pytest.mark.parametrize(
-    ("asked", "given"), [("Disabled", "Disabled"), ("Manual", "Manual"), ("Automatic", "Auto")]
-)
+@pytest.mark.parametrize(("asked", "given"), [("Disabled", "Disabled"), ("Manual", "Manual"), ("Automatic", "Auto")])
 def test_the_start_mode_has_two_vocabularies(client: WinRM, asked: str, given: str) -> None:
     assert client.service("ChangeStartMode", StartMode=asked) == {"ReturnValue": "0"}
     assert client.get_service()["StartMode"] == given
@@ -132,7 +130,7 @@ def test_get_by_what_is_no_key(client: WinRM) -> None:
         (f"{SERVICE}/PauseService", SERVICE),
         (f"{REGISTRY}/StopService", SERVICE),
         (ENUMERATE, SERVICE),
-        (f"{REGISTRY}/SetStringValue", REGISTRY),
+        (f"{REGISTRY}/SetMultiStringValue", REGISTRY),
     ],
 )
 def test_what_the_lab_cannot_do_is_not_supported(client: WinRM, action: str, uri: str) -> None:

@@ -237,9 +237,7 @@ def test_pypsrp_calls_a_method(lab_host: LabHost, account: Account, auth: str) -
         (b"<x/>", "not a SOAP 1.2 Envelope"),
     ],
 )
-def test_what_is_no_envelope_is_a_bad_request(
-    lab_host: LabHost, account: Account, body: bytes, words: str
-) -> None:
+def test_what_is_no_envelope_is_a_bad_request(lab_host: LabHost, account: Account, body: bytes, words: str) -> None:
     answer = post(lab_host, body, account)
     assert answer.status == 400
     assert words in (read_xml(answer.body).findtext(".//{*}Reason/{*}Text") or "")

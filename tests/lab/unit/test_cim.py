@@ -8,6 +8,7 @@ import pytest
 
 from lab.backend import HKEY_LOCAL_MACHINE, REG_DWORD, REG_SZ, RegistryValue, ServiceStatus, Win32Error
 from lab.cim import WMI, Cim
+from lab.machine import Machine
 from lab.win32_service import RETURN_CODES
 from lab.wsman import Fault, Request, parse_xml
 
@@ -58,6 +59,10 @@ class Scripted:
     def change_start_mode(self, name: str, mode: str) -> None:
         self._do("mode", name, mode)
 
+    def dependents(self, name: str) -> list[str]:
+        self._do("dependents", name)
+        return []
+
     def close(self) -> None:
         pass
 
@@ -70,7 +75,7 @@ def call(backend: Scripted, uri: str, method: str, key: str | None = None, **giv
     body = ElementTree.Element(f"{{{uri}}}{method}_INPUT")
     for name, text in given.items():
         ElementTree.SubElement(body, f"{{{uri}}}{name}").text = text
-    output = Cim(backend, machine="LAB1").answer(request(f"{uri}/{method}", uri, body, key))
+    output = Cim(backend, Machine("LAB1")).answer(request(f"{uri}/{method}", uri, body, key))
     root = parse_xml(output.encode())
     assert root.tag == f"{{{uri}}}{method}_OUTPUT"
     nil = "{http://www.w3.org/2001/XMLSchema-instance}nil"
@@ -158,7 +163,7 @@ def test_start_modes(asked: str, code: str, done: list[tuple[str, ...]]) -> None
     ],
 )
 def test_get(state: str, started: str, accepts: str) -> None:
-    output = Cim(Scripted(state=state), machine="LAB1").answer(request(GET, SERVICE, key="svc"))
+    output = Cim(Scripted(state=state), Machine("LAB1")).answer(request(GET, SERVICE, key="svc"))
     root = parse_xml(output.encode())
     assert root.tag == f"{{{SERVICE}}}Win32_Service"
     found = {child.tag.rpartition("}")[2]: child.text for child in root}
@@ -169,7 +174,7 @@ def test_get(state: str, started: str, accepts: str) -> None:
 
 def refused(backend: Scripted, asked: Request) -> Fault:
     with pytest.raises(Fault) as raised:
-        Cim(backend, machine="LAB1").answer(asked)
+        Cim(backend, Machine("LAB1")).answer(asked)
     return raised.value
 
 
@@ -253,4 +258,4 @@ def test_names_of_wmi_ignore_case() -> None:
     ],
 )
 def test_the_journal(asked: Request, line: str) -> None:
-    assert Cim(Scripted(), machine="LAB1").describe(asked) == line
+    assert Cim(Scripted(), Machine("LAB1")).describe(asked) == line

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from lab.backend import HKEY_LOCAL_MACHINE as HKLM
-from lab.backend import REG_DWORD, REG_SZ, Backend, RegistryValue, Win32Error
-from lab.memory import SMTPSVC_PARAMETERS, MemoryBackend
+from lab.backend import REG_DWORD, REG_SZ, SMTPSVC_PARAMETERS, Backend, RegistryValue, Win32Error
+from lab.memory import MemoryBackend
 
 
 @pytest.fixture

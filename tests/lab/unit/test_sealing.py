@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 import pytest
 import spnego
 
-from lab.sealing import PROTOCOL, SealError, is_sealed, seal, unseal
+from lab.sealing import KERBEROS_PROTOCOL, PROTOCOL, SealError, is_sealed, protocol_of, seal, unseal
 
 
 class Wrapped(NamedTuple):
@@ -19,6 +19,8 @@ class Wrapped(NamedTuple):
 class Reverser:
     """A security context of sorts: turns the text around and signs with its length."""
 
+    negotiated_protocol = "ntlm"
+
     def wrap_winrm(self, data: bytes) -> Wrapped:
         return Wrapped(b"sig%d" % len(data), data[::-1], 0)
 
@@ -28,7 +30,7 @@ class Reverser:
         return data[::-1]
 
 
-CONTEXT = cast("spnego.ContextProxy", Reverser())
+CONTEXT = cast(spnego.ContextProxy, Reverser())
 
 
 @pytest.mark.parametrize(
@@ -84,3 +86,26 @@ def test_what_is_broken_is_refused(body: bytes) -> None:
 )
 def test_content_types(content_type: str, sealed: bool) -> None:
     assert is_sealed(content_type) is sealed
+
+
+class Ticket(Reverser):
+    """One that Kerberos made."""
+
+    negotiated_protocol = "kerberos"
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL, KERBEROS_PROTOCOL])
+def test_after_kerberos_there_are_two_names_for_the_same(protocol: str) -> None:
+    context = cast("spnego.ContextProxy", Ticket())
+    content_type, body = seal(context, b"<x/>", protocol)
+    assert protocol_of(context, content_type) == protocol
+    assert unseal(context, body, content_type) == b"<x/>"
+    other = PROTOCOL if protocol == KERBEROS_PROTOCOL else KERBEROS_PROTOCOL
+    with pytest.raises(SealError):
+        unseal(context, body, f'multipart/encrypted;protocol="{other}"')
+
+
+def test_ntlm_is_not_kerberos() -> None:
+    content_type, body = seal(CONTEXT, b"<x/>", KERBEROS_PROTOCOL)
+    with pytest.raises(SealError, match="Kerberos"):
+        unseal(CONTEXT, body, content_type)

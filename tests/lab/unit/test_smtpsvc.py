@@ -73,7 +73,7 @@ def test_a_message_that_is_too_large_is_refused_at_its_end() -> None:
     conversation = Conversation()
     for line in ("HELO a", "MAIL FROM:<>", "RCPT TO:<x@lab.test>", "DATA"):
         conversation.reply(line)
-    for _ in range(MAX_MESSAGE // 1000):
+    for _n in range(MAX_MESSAGE // 1000):
         assert conversation.message_line("x" * 998) is None
     conversation.message_line("x" * 998)
     assert (conversation.message_line(".") or "").startswith("552 5.3.4")

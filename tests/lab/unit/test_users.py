@@ -50,9 +50,7 @@ def test_one_name_with_two_passwords_is_refused() -> None:
     one.close()
 
 
-@pytest.mark.parametrize(
-    "bad", [{"": "x"}, {"x": ""}, {"a:b": "x"}, {"a": "x:y"}, {"a": "x\ny"}, {"a": "x", "A": "x"}]
-)
+@pytest.mark.parametrize("bad", [{"": "x"}, {"x": ""}, {"a:b": "x"}, {"a": "x:y"}, {"a": "x\ny"}, {"a": "x", "A": "x"}])
 def test_accounts_that_the_file_cannot_hold(bad: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"account"):
         Users(bad)

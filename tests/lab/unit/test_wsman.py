@@ -74,7 +74,7 @@ def test_a_request_reaches_its_resource_whole() -> None:
 
 
 def test_a_reply_names_its_request() -> None:
-    _, root, _ = ask(envelope())
+    _status, root, _headers = ask(envelope())
     assert root.findtext(".//{*}RelatesTo") == MESSAGE_ID
     assert root.findtext(".//{*}Header/{*}Action") == f"{ACTION}Response"
     own = root.findtext(".//{*}Header/{*}MessageID")
@@ -165,7 +165,7 @@ def test_an_envelope_may_come_in_utf_16() -> None:
 
 def test_a_header_is_needed_though_soap_makes_it_optional() -> None:
     text = f"<s:Envelope {NAMESPACES}><s:Body/></s:Envelope>"
-    status, root, _ = ask(text.encode())
+    status, root, _ignored = ask(text.encode())
     assert (status, fault(root)[1]) == (500, "a:MessageInformationHeaderRequired")
 
 
@@ -182,7 +182,7 @@ def test_a_provider_fault_carries_the_extended_status() -> None:
 
 
 def test_a_fault_of_no_provider_has_neither() -> None:
-    _, root, _ = ask(envelope(), Echo(Fault(7, "w:InternalError", "no")))
+    _status, root, _headers = ask(envelope(), Echo(Fault(7, "w:InternalError", "no")))
     assert root.find(".//{*}ProviderFault") is None
     assert root.findtext(".//{*}WSManFault/{*}Message") == "no"
 

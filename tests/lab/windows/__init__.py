@@ -6,5 +6,6 @@
 C sources are in this folder, `helper` talks to one of them:
 
 - helper.exe (helper.c, calls.c) makes the Win32 calls of one lab host;
-- smtpsvc.exe (smtpsvc.c, smtp.c) is the host's SMTPSVC.
+- smtpsvc.exe (smtpsvc.c, smtp.c) is the host's SMTPSVC;
+- idle.exe (idle.c) is every service that depends on it.
 """

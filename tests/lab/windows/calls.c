@@ -10,7 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { CONFIG_MAX_BYTES = 8192 }; /* the documented limit of QueryServiceConfig */
+enum {
+    CONFIG_MAX_BYTES = 8192, /* the documented limit of QueryServiceConfig */
+    NAME_MAX_CHARS = 256,    /* of a service's name */
+};
 
 static HKEY hive(const Argument *argument)
 {
@@ -161,7 +164,7 @@ static void print_status(const Service *opened)
         BYTE bytes[CONFIG_MAX_BYTES];
     } reply;
     const WCHAR *display;
-    WCHAR name[257]; /* a service's name has at most 256 characters */
+    WCHAR name[NAME_MAX_CHARS + 1];
     DWORD needed, length = ARRAYSIZE(name);
 
     if (!QueryServiceStatusEx(opened->service, SC_STATUS_PROCESS_INFO, (BYTE *)&status, sizeof status,
@@ -182,7 +185,8 @@ static void print_status(const Service *opened)
     fputs("ok", stdout);
     print_string(name);
     print_string(display);
-    printf(" %lu %lu %lu\n", status.dwCurrentState, reply.config.dwStartType, status.dwProcessId);
+    printf(" %lu %lu %lu %lu\n", status.dwCurrentState, reply.config.dwStartType, status.dwProcessId,
+           status.dwWin32ExitCode);
 }
 
 void service_status(const Argument *arguments)
@@ -228,6 +232,62 @@ void change_start_mode(const Argument *arguments)
     close_service(&opened);
 }
 
+/* Is the word among those of a list that ends with an empty one? Letter case does not count. */
+static BOOL contains(const WCHAR *list, const WCHAR *word)
+{
+    for (; list && *list; list += wcslen(list) + 1)
+        if (_wcsicmp(list, word) == 0)
+            return TRUE;
+    return FALSE;
+}
+
+static BOOL depends_on(const WCHAR *name, const WCHAR *antecedent)
+{
+    static const WCHAR services[] = L"SYSTEM\\CurrentControlSet\\Services\\";
+    WCHAR key[ARRAYSIZE(services) + NAME_MAX_CHARS], list[CONFIG_MAX_BYTES / sizeof(WCHAR)];
+    DWORD size = sizeof list;
+
+    wcscpy(key, services);
+    wcsncat(key, name, NAME_MAX_CHARS);
+    return RegGetValueW(HKEY_LOCAL_MACHINE, key, L"DependOnService", RRF_RT_REG_MULTI_SZ, NULL, list, &size) ==
+               ERROR_SUCCESS &&
+           contains(list, antecedent);
+}
+
+/* EnumDependentServices is the call for this, and QueryServiceConfig tells what a service depends on; but Wine
+ * has only the name of the one, and the other forgets. What CreateService was given is in the registry. */
+void dependent_services(const Argument *arguments)
+{
+    static union {
+        ENUM_SERVICE_STATUSW services[1];
+        BYTE bytes[256 * 1024]; /* the documented limit of EnumServicesStatus */
+    } reply;
+    DWORD needed, count, resume = 0;
+    SC_HANDLE manager;
+    Service opened;
+
+    /* The same refusal as everywhere for a service that is not there. */
+    if (!open_service(&arguments[0], SERVICE_QUERY_STATUS, &opened))
+        return;
+    close_service(&opened);
+    manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CONNECT | SC_MANAGER_ENUMERATE_SERVICE);
+    if (!manager) {
+        answer_call(FALSE, "OpenSCManager");
+        return;
+    }
+    if (!EnumServicesStatusW(manager, SERVICE_WIN32, SERVICE_STATE_ALL, reply.services, sizeof reply, &needed,
+                             &count, &resume)) {
+        answer_call(FALSE, "EnumServicesStatus");
+    } else {
+        fputs("ok", stdout);
+        for (DWORD i = 0; i < count; i++)
+            if (depends_on(reply.services[i].lpServiceName, string(&arguments[0])))
+                print_string(reply.services[i].lpServiceName);
+        putchar('\n');
+    }
+    CloseServiceHandle(manager);
+}
+
 void install_service(const Argument *arguments)
 {
     SC_HANDLE manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CREATE_SERVICE), service;
@@ -238,7 +298,7 @@ void install_service(const Argument *arguments)
     }
     service = CreateServiceW(manager, string(&arguments[0]), string(&arguments[1]), SERVICE_ALL_ACCESS,
                              SERVICE_WIN32_OWN_PROCESS, SERVICE_AUTO_START, SERVICE_ERROR_NORMAL,
-                             string(&arguments[2]), NULL, NULL, NULL, NULL, NULL);
+                             string(&arguments[2]), NULL, NULL, string(&arguments[3]), NULL, NULL);
     answer_call(service != NULL, "CreateService");
     if (service)
         CloseServiceHandle(service);

@@ -11,7 +11,8 @@
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
 
-/* One word of a request: a number, or data. Data has two zero bytes behind `size`: it is a string too. */
+/* One word of a request: a number, or data. Data has four zero bytes behind `size`: it is a string too, and
+ * a list of one string. */
 typedef struct {
     DWORD number;
     size_t size;
@@ -26,6 +27,7 @@ void service_status(const Argument *arguments);
 void stop_service(const Argument *arguments);
 void start_service(const Argument *arguments);
 void change_start_mode(const Argument *arguments);
+void dependent_services(const Argument *arguments);
 void install_service(const Argument *arguments);
 
 #endif

@@ -14,15 +14,17 @@
  *   write HIVE KEY NAME TYPE BYTES    of an existing key    -> ok
  *   delete HIVE KEY NAME              the value             -> ok
  *   create HIVE KEY                   with all its parents  -> ok
- *   status NAME                       of a service          -> ok NAME DISPLAY STATE START_TYPE PID
+ *   status NAME                       of a service          -> ok NAME DISPLAY STATE START_TYPE PID EXIT_CODE
  *   stop NAME                         accepted, not done    -> ok
  *   start NAME                        accepted, not done    -> ok
  *   mode NAME START_TYPE              2, 3, 4 of winsvc.h   -> ok
- *   install NAME DISPLAY COMMAND      a service, automatic  -> ok
+ *   dependents NAME                   direct ones           -> ok [NAME ...]
+ *   install NAME DISPLAY COMMAND DEP  a service, automatic  -> ok
  *
- * HIVE, TYPE, STATE, START_TYPE and PID are decimal numbers with Windows' meaning. BYTES is data in
- * lower-case hexadecimal behind an x, so that no data is the word "x". KEY, NAME, DISPLAY and COMMAND are
- * strings: the bytes of their UTF-16LE, without a NUL at the end, written like BYTES.
+ * HIVE, TYPE, STATE, START_TYPE, PID and EXIT_CODE are decimal numbers with Windows' meaning. BYTES is data in
+ * lower-case hexadecimal behind an x, so that no data is the word "x". KEY, NAME, DISPLAY, COMMAND
+ * and DEP, what the service depends on or nothing, are strings: the bytes of their UTF-16LE, without a NUL at
+ * the end, written like BYTES.
  *
  * Where Windows refuses, the answer is "error CODE CALL": its error number and the function that gave it.
  * A request that is not of this form is a mistake in lab/wine.py: "malformed", and nothing was called.
@@ -54,7 +56,8 @@ static const struct {
     {"stop", "d", stop_service},
     {"start", "d", start_service},
     {"mode", "dn", change_start_mode},
-    {"install", "ddd", install_service},
+    {"dependents", "d", dependent_services},
+    {"install", "dddd", install_service},
 };
 
 static int hex_digit(char c)
@@ -72,7 +75,7 @@ static BOOL parse_data(const char *word, Argument *argument)
     if (word[0] != 'x' || length % 2 != 1)
         return FALSE;
     argument->size = length / 2;
-    argument->data = calloc(argument->size + sizeof(WCHAR), 1);
+    argument->data = calloc(argument->size + 2 * sizeof(WCHAR), 1);
     if (!argument->data)
         return FALSE;
     for (size_t i = 0; i < argument->size; i++) {

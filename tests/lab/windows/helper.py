@@ -94,7 +94,7 @@ class Helper:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._give_up(f"did not answer within {seconds:g} s")
-            for descriptor, _ in poll.poll(left * 1000):
+            for descriptor, _ignored in poll.poll(left * 1000):
                 if descriptor == self._stdout.fileno():
                     self._receive()
                 elif not (request := self._send(request)):

@@ -36,10 +36,12 @@ CACHE: Final = SOURCES.parents[2] / ".cache" / "wine"
 COMPILER_FLAGS: Final = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s")
 HELPER: Final = "helper.exe"
 SMTPSVC: Final = "smtpsvc.exe"
+IDLE: Final = "idle.exe"
 # Program, its sources, the Windows libraries that it calls.
 BUILDS: Final = (
     (HELPER, ("helper.c", "calls.c"), ("-ladvapi32",)),
     (SMTPSVC, ("smtpsvc.c", "smtp.c"), ("-ladvapi32", "-lws2_32")),
+    (IDLE, ("idle.c",), ("-ladvapi32",)),
 )
 
 # Where the programs are on a host's disk.
@@ -54,7 +56,7 @@ UPDATE_MARK: Final = ".update-timestamp"
 
 
 def windows_programs(programs: Programs) -> Path:
-    """The folder with helper.exe and smtpsvc.exe, compiled from the sources as they are now."""
+    """The folder with helper.exe and the services' programs, compiled from the sources as they are now."""
     ingredients = [run([programs.compiler, "--version"], seconds=30), *COMPILER_FLAGS]
     for source in sorted(SOURCES.glob("*.[ch]")):
         ingredients += [source.name, source.read_text("utf-8")]
@@ -104,7 +106,7 @@ def copy_prefix(pristine: Path, prefix: Path, windows_programs: Path) -> None:
     shutil.copytree(pristine / "drive_c", prefix / "drive_c", symlinks=True, copy_function=os.symlink)
     folder = prefix / "drive_c" / PROGRAM_FOLDER
     folder.mkdir()
-    for program, _, _ in BUILDS:
+    for program, _ignored, _also in BUILDS:
         shutil.copyfile(windows_programs / program, folder / program)
 
 

@@ -109,7 +109,7 @@ def test_a_helper_that_died_or_hangs_is_an_error(
         with pytest.raises(Win32Error):
             backend.read_value(HKEY_LOCAL_MACHINE, KEY, "N")
         os.kill(backend._helper._process.pid, number)
-        for _ in range(2):
+        for _n in range(2):
             with pytest.raises(WineError, match=r"the helper in Wine (ended|did not answer)"):
                 backend.read_value(HKEY_LOCAL_MACHINE, KEY, "N")
     finally:
@@ -122,9 +122,7 @@ def test_a_wineserver_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(helper, "END_SECONDS", 1.0)
     backend = WineBackend(tmp_path, smtpsvc=False)
     (server,) = [
-        number
-        for number in processes_of(tmp_path)
-        if b"wineserver" in Path(f"/proc/{number}/cmdline").read_bytes()
+        number for number in processes_of(tmp_path) if b"wineserver" in Path(f"/proc/{number}/cmdline").read_bytes()
     ]
     os.kill(server, signal.SIGSTOP)
     backend.close()
