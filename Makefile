@@ -13,8 +13,10 @@ export PYTHONDONTWRITEBYTECODE := 1
 export TARPIT_RUN_ID ?= $(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-8)
 
 TEST := .cache/venvs/test/bin
+INTEGRATION := .cache/venvs/integration/bin
 DEV := .cache/venvs/dev/bin
 WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
+KERBEROS_PACKAGES := krb5-kdc krb5-admin-server krb5-user libkrb5-dev gcc libc6-dev python3-dev
 PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
 
 # Runs set-up; where it says that something is missing (3), notes that the part cannot run here.
@@ -45,8 +47,9 @@ unit: ## Tests without a network: plug-ins, proxy, lab
 
 .PHONY: integration
 integration: ## Real programs against the lab on both backends
-	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES)); $(call setup,python test); $(call setup,python dev)
-	$(TEST)/pytest -n auto proxy/tests tests/lab tests/integration
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES))
+	@$(call setup,python integration); $(call setup,python dev)
+	$(INTEGRATION)/pytest -n auto proxy/tests tests/lab tests/integration
 
 .PHONY: molecule
 molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers with systemd
@@ -65,7 +68,7 @@ build: ## The collection's tarball, in dist/
 
 .PHONY: lock
 lock: ## Resolve the lock files anew (needs uv)
-	for lock in proxy/requirements dev/requirements/test dev/requirements/dev; do \
+	for lock in proxy/requirements dev/requirements/test dev/requirements/integration dev/requirements/dev; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        --no-emit-find-links --custom-compile-command 'make lock' $$lock.in --output-file $$lock.txt; \
 	done

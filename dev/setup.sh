@@ -4,7 +4,7 @@
 #
 # Sets up what a part of the tests needs, says what it installs, and does nothing where all is there.
 #
-#   dev/setup.sh python test|dev       a virtual environment with exactly the locked versions
+#   dev/setup.sh python NAME           a virtual environment with exactly the locked versions
 #   dev/setup.sh packages PACKAGE…     Debian packages, as root with apt
 #
 # Exit status: 0 all is there; 3 something is missing that this user cannot install (named on stderr); else an error.

@@ -99,7 +99,7 @@ class Helper:
                     self._receive()
                 elif not (request := self._send(request)):
                     poll.unregister(self._stdin)
-        line, _, self._received = self._received.partition(b"\n")
+        line, _newline, self._received = self._received.partition(b"\n")
         return line.decode("ascii", "replace")
 
     def _send(self, request: bytes) -> bytes:
