@@ -65,7 +65,8 @@ class WindowsActionBase(ActionBase):
             raise AnsibleConnectionFailure(f"{host}: cannot reach WinRM at {error}{self._told()}") from None
         except (AnsibleError, RegistryError, ServiceError, CimError) as error:
             more = {**(getattr(error, "result", None) or {}), "changed": bool(self.done)}
-            raise AnsibleActionFail(f"{host}: {error}{_mend(error)}{self._told()}", result=more) from None
+            # Returned, not raised: `failed_when` has no say over what is raised.
+            result.update(more, failed=True, msg=f"{host}: {error}{_mend(error)}{self._told()}")
         return result
 
     def _told(self) -> str:
