@@ -217,7 +217,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--forks", type=_count, default=20, metavar="N", help="hosts that Ansible works on at once (default: 20)")
     add("--facts", action="store_true", help="the peer gathers facts, as plays do that say nothing of it")
     add("--least-bytes", type=float, default=10, metavar="X", help="times fewer bytes than the peer (default: 10)")
-    add("--least-requests", type=float, default=3, metavar="X", help="times fewer requests where nothing changes (default: 3)")
+    add(
+        "--least-requests",
+        type=float,
+        default=3,
+        metavar="X",
+        help="times fewer requests where nothing changes (default: 3)",
+    )
     add("--json", action="store_true", help="print JSON instead of the table")
     return parser.parse_args(arguments)
 

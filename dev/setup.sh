@@ -4,7 +4,8 @@
 #
 # Sets up what a part of the tests needs, says what it installs, and does nothing where all is there.
 #
-#   dev/setup.sh python NAME           a virtual environment with exactly the locked versions
+#   dev/setup.sh python NAME           a virtual environment with exactly the locked versions, newest Python
+#   dev/setup.sh python NAME oldest    another one, NAME-oldest, with the oldest Python, if there are two
 #   dev/setup.sh packages PACKAGE…     Debian packages, as root with apt
 #
 # Exit status: 0 all is there; 3 something is missing that this user cannot install (named on stderr); else an error.
@@ -16,15 +17,17 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 
 can_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
-# The newest Python from 3.11 on that can make virtual environments. ansible-core's newest release line that the
-# lock files name runs on 3.14 at most.
-newest_python() {
-    local found='' best=0 candidate minor
+# The newest (or oldest) Python from 3.11 on that can make virtual environments. ansible-core's newest release line
+# that the lock files name runs on 3.14 at most.
+find_python() {
+    local which=$1 found='' best=0 candidate minor
     for candidate in python3 python3.{11..14} /usr/local/bin/python3.{11..14} \
         "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python3; do
         candidate=$(command -v "$candidate" 2>/dev/null) || continue
         minor=$("$candidate" -c 'import ensurepip, venv, sys; print(sys.version_info[1])' 2>/dev/null) || continue
-        if [ "$minor" -ge 11 ] && [ "$minor" -le 14 ] && [ "$minor" -gt "$best" ]; then
+        [ "$minor" -ge 11 ] && [ "$minor" -le 14 ] || continue
+        if [ "$best" = 0 ] || { [ "$which" = newest ] && [ "$minor" -gt "$best" ]; } ||
+            { [ "$which" = oldest ] && [ "$minor" -lt "$best" ]; }; then
             found=$candidate best=$minor
         fi
     done
@@ -33,14 +36,22 @@ newest_python() {
 
 python_environment() {
     local name=$1 folder=.cache/venvs/$1 lock=dev/requirements/$1.txt python wanted
-    python=$(newest_python)
+    python=$(find_python newest)
     if [ -z "$python" ] && can_install; then
         packages python3 python3-venv
-        python=$(newest_python)
+        python=$(find_python newest)
     fi
     if [ -z "$python" ]; then
         say "no Python from 3.11 on with venv and ensurepip: install python3 and python3-venv"
         exit 3
+    fi
+    if [ "${2-}" = oldest ]; then
+        name=$1-oldest folder=.cache/venvs/$1-oldest
+        if [ "$("$(find_python oldest)" -V)" = "$("$python" -V)" ]; then
+            rm -rf "$folder"
+            return
+        fi
+        python=$(find_python oldest)
     fi
     wanted="$("$python" -c 'import sys; print(sys.version, sys.prefix)' | tr '\n' ' ') $PWD $(sha256sum <"$lock")"
     mkdir -p .cache/venvs
@@ -83,13 +94,13 @@ packages() {
 }
 
 case ${1-} in
-python) python_environment "$2" ;;
+python) python_environment "$2" "${3-}" ;;
 packages)
     shift
     packages "$@"
     ;;
 *)
-    sed -n '5,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '5,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,15 @@ class Controller:
 
     home: Path
     collections: Path = ROOT / ".ansible/collections"
+    more: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def _results(self) -> Path:
         return self.home / "results.jsonl"
 
     def environment(self, password: str) -> dict[str, str]:
-        """No setting of the machine or of its user takes part."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+        """No setting of the machine or of its user takes part; `more` is the controller's own."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ANSIBLE_", "KRB5"))}
         return kept | {
             "ANSIBLE_HOME": str(self.home),
             "ANSIBLE_COLLECTIONS_PATH": str(self.collections),
@@ -60,6 +62,7 @@ class Controller:
             "TARPIT_RESULTS": str(self._results),
             "PATH": f"{BIN}:{kept['PATH']}",
             PASSWORD_VARIABLE: password,
+            **self.more,
         }
 
     def start(
