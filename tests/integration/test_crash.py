@@ -51,7 +51,7 @@ def run_until_killed(
 
 # The connection makes no difference to what a killed run leaves: each backend is paired with one of them.
 PAIRS = pytest.mark.parametrize(
-    ("backend_name", "inventory"), [("memory", "winrm"), ("wine", "psrp")], indirect=True, scope="session"
+    ("backend_name", "inventory"), [("memory", "winrm"), ("wine", "psrp")], indirect=True
 )
 
 
