@@ -16,8 +16,6 @@ author:
 description:
   - Sets or removes the registry value C(TarpitTime) of the Windows SMTP service (SMTPSVC), by which the
     service delays each of its 5xx replies, and restarts the service so that the value counts.
-  - Works over WS-Management on the host's own C(winrm) or C(psrp) connection. No PowerShell is started on the host and
-    nothing is uploaded to it, so set C(gather_facts=false) in the play, which would do both.
   - Running services that depend on it are stopped before it and started after it.
   - A restart that a run could not finish is recorded on the host and finished by the next run.
 options:
@@ -41,11 +39,6 @@ options:
     type: str
     choices: [when_needed, never, always]
     default: when_needed
-  service:
-    description:
-      - Name of the SMTP service.
-    type: str
-    default: SMTPSVC
   timeout:
     description:
       - Seconds to wait for the service to stop, and again for it to start.
@@ -58,20 +51,8 @@ attributes:
   diff_mode:
     description: Returns details on what has changed (or possibly needs changing in check_mode), when in diff mode.
     support: full
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: none
-  platform:
-    description: Target operating systems.
-    support: full
-    platforms: windows
-requirements:
-  - pywinrm or pypsrp on the controller
-notes:
-  - The account must be a member of the host's Administrators group. A local account other than the built-in
-    one also needs C(LocalAccountTokenFilterPolicy) set to 1.
-  - C(become) is refused, since WinRM works with the rights of the account that logs on.
-  - Windows Server 2025 has no SMTP service any more.
+extends_documentation_fragment:
+  - mailops.tarpit.windows
 seealso:
   - module: mailops.tarpit.win_smtp_tarpit_info
   - module: mailops.tarpit.smtp_probe

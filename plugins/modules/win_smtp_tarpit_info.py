@@ -16,14 +16,7 @@ author:
 description:
   - Tells whether the Windows SMTP service is installed, its state, its C(TarpitTime), and whether a restart is
     still owed for that to count.
-  - Works over WS-Management on the host's own C(winrm) or C(psrp) connection, without PowerShell on the host.
   - A host without the service is no failure.
-options:
-  service:
-    description:
-      - Name of the SMTP service.
-    type: str
-    default: SMTPSVC
 attributes:
   check_mode:
     description: Can run in check_mode and return changed status prediction without modifying target.
@@ -35,15 +28,8 @@ attributes:
     support: none
     details:
       - This module does not change anything.
-  async:
-    description: Supports being used with the C(async) keyword.
-    support: none
-  platform:
-    description: Target operating systems.
-    support: full
-    platforms: windows
-requirements:
-  - pywinrm or pypsrp on the controller
+extends_documentation_fragment:
+  - mailops.tarpit.windows
 seealso:
   - module: mailops.tarpit.win_smtp_tarpit
 """

@@ -50,9 +50,7 @@ def run_until_killed(
 
 
 # The connection makes no difference to what a killed run leaves: each backend is paired with one of them.
-PAIRS = pytest.mark.parametrize(
-    ("backend_name", "inventory"), [("memory", "winrm"), ("wine", "psrp")], indirect=True
-)
+PAIRS = pytest.mark.parametrize(("backend_name", "inventory"), [("memory", "winrm"), ("wine", "psrp")], indirect=True)
 
 
 @PAIRS

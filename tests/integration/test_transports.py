@@ -7,18 +7,17 @@ Each case sets the tarpit, and the host must have seen nothing but WMI: no shell
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from lab.backend import HKEY_LOCAL_MACHINE, SMTPSVC_PARAMETERS
 from lab.hosts import Lab, LabHost
-from lab.kdc import Kdc, missing
+from lab.kdc import DOMAIN_USER, Kdc
 from tools.ansible_runs import Controller, Run, play, windows_inventory
 
 SET = {"mailops.tarpit.win_smtp_tarpit": {"seconds": 7}}
-USER, PASSWORD = "alice", "secret-Word-1"
+USER, PASSWORD = DOMAIN_USER
 
 
 def run(
@@ -141,23 +140,6 @@ def test_a_path_is_used(
 # -- Kerberos, with a real KDC --
 
 
-@pytest.fixture(scope="module")
-def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kdc]:
-    if packages := missing():
-        reason = f"Kerberos needs these packages: {', '.join(packages)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}; in CI nothing is left out")
-        pytest.skip(reason)
-    with Kdc.start(tmp_path_factory.mktemp("realm"), users={USER: PASSWORD}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def domain(realm: Kdc) -> Iterator[Lab]:
-    with Lab.start(kerberos=realm) as running:
-        yield running
-
-
 KERBEROS = {
     "ansible_user": f"{USER}@LAB.TEST",
     "ansible_winrm_transport": "kerberos",
@@ -170,28 +152,28 @@ KERBEROS = {
 
 @pytest.mark.parametrize("connection", ["winrm", "psrp"])
 def test_kerberos_with_a_password(
-    realm: Kdc, domain: Lab, controller: Controller, tmp_path: Path, connection: str
+    realm: Kdc, domain_lab: Lab, controller: Controller, tmp_path: Path, connection: str
 ) -> None:
     controller = Controller(tmp_path, more=realm.client_environment(tmp_path / "tickets"))
-    done = run(domain, controller, tmp_path, connection, PASSWORD, **KERBEROS)
+    done = run(domain_lab, controller, tmp_path, connection, PASSWORD, **KERBEROS)
     assert done.status == 0, done.printed
-    assert is_set_by_wmi_alone(domain.hosts[0])
+    assert is_set_by_wmi_alone(domain_lab.hosts[0])
 
 
 @pytest.mark.parametrize("connection", ["winrm", "psrp"])
-def test_kerberos_with_a_ticket(realm: Kdc, domain: Lab, tmp_path: Path, connection: str) -> None:
+def test_kerberos_with_a_ticket(realm: Kdc, domain_lab: Lab, tmp_path: Path, connection: str) -> None:
     controller = Controller(tmp_path, more=realm.kinit(USER, tmp_path / "tickets"))
     no_password = KERBEROS | {"ansible_password": None, "ansible_winrm_kinit_mode": "manual"}
-    done = run(domain, controller, tmp_path, connection, PASSWORD, **no_password)
+    done = run(domain_lab, controller, tmp_path, connection, PASSWORD, **no_password)
     assert done.status == 0, done.printed
-    assert is_set_by_wmi_alone(domain.hosts[0])
+    assert is_set_by_wmi_alone(domain_lab.hosts[0])
 
 
 @pytest.mark.parametrize("connection", ["winrm", "psrp"])
-def test_kerberos_with_a_wrong_password(realm: Kdc, domain: Lab, tmp_path: Path, connection: str) -> None:
+def test_kerberos_with_a_wrong_password(realm: Kdc, domain_lab: Lab, tmp_path: Path, connection: str) -> None:
     controller = Controller(tmp_path, more=realm.client_environment(tmp_path / "tickets"))
-    done = run(domain, controller, tmp_path, connection, "wrong-Password-2", **KERBEROS)
+    done = run(domain_lab, controller, tmp_path, connection, "wrong-Password-2", **KERBEROS)
     result = done.last("win01")
     assert result["unreachable"] is True
     assert "win01: cannot reach WinRM at http://localhost:" in result["msg"]
-    assert domain.hosts[0].traffic.journal == []
+    assert domain_lab.hosts[0].traffic.journal == []

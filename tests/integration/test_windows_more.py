@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from lab.backend import HKEY_LOCAL_MACHINE, REG_DWORD, SMTPSVC_PARAMETERS, RegistryValue
 from lab.hosts import Lab, LabHost
+from lab.troubles import Answer, Refused
 from tools.ansible_runs import Controller, Run, play, windows_inventory
 
 SET = {"mailops.tarpit.win_smtp_tarpit": {"seconds": 1}}
@@ -86,8 +87,6 @@ def test_a_dependent_that_was_stopped_stays_stopped(crowd: Site) -> None:
 
 @pytest.mark.parametrize("request_", ["StopService SMTPSVC", "StartService SMTPSVC", "StartService LabDependent"])
 def test_dependents_are_not_forgotten_by_a_run_that_fails(crowd: Site, request_: str) -> None:
-    from lab.troubles import Answer
-
     crowd.host.faults.on(request_.removesuffix("LabDependent").strip(), Answer(8), nth=_nth(request_))
     assert crowd.run(SET).status != 0
     assert crowd.run(SET).status == 0
@@ -98,6 +97,15 @@ def test_dependents_are_not_forgotten_by_a_run_that_fails(crowd: Site, request_:
 def _nth(request_: str) -> int:
     # "StartService" alone names all starts: the second is the first dependent's.
     return 2 if request_.endswith("LabDependent") else 1
+
+
+@pytest.mark.parametrize("subcode", ["wsen:FilterDialectRequestedUnavailable", "x:CannotProcessFilter"])
+def test_a_host_that_knows_no_association_filter(crowd: Site, subcode: str) -> None:
+    # As WinRM before 2.0: Windows then says itself that there are dependents, and nothing is lost by that.
+    crowd.host.faults.on("Enumerate", Refused(2150858804, subcode), times=None)
+    said = crowd.run(SET).last("win01")["msg"]
+    assert "refused to stop the service SMTPSVC: other services that depend on it are running" in said
+    assert states(crowd.host) == ALL_RUN
 
 
 # -- win_smtp_tarpit_info --

@@ -36,6 +36,8 @@ from lab.ports import free_port, release_port
 
 REALM: Final = "LAB.TEST"
 SERVICES: Final = ("HTTP", "WSMAN", "host")
+# The account that tests give a realm, and its password.
+DOMAIN_USER: Final = ("alice", "secret-Word-1")
 COMMAND_SECONDS: Final = 60.0
 START_SECONDS: Final = 30.0
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,28 +15,10 @@ import pytest
 import lab as package
 from lab.contract.client import Account, WinRM
 from lab.hosts import Lab, LabHost
-from lab.kdc import Kdc, missing
+from lab.kdc import DOMAIN_USER, Kdc
 
 TESTS = Path(package.__file__).parents[1]
-USER, PASSWORD = "alice", "secret-Word-1"
-
-
-@pytest.fixture(scope="module")
-def realm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kdc]:
-    """A realm with one user. Without its packages the tests are skipped, but not in CI."""
-    if packages := missing():
-        reason = f"Kerberos needs these packages: {', '.join(packages)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}; in CI nothing is left out")
-        pytest.skip(reason)
-    with Kdc.start(tmp_path_factory.mktemp("realm"), users={USER: PASSWORD}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def domain_lab(realm: Kdc) -> Iterator[Lab]:
-    with Lab.start(kerberos=realm) as running:
-        yield running
+USER, PASSWORD = DOMAIN_USER
 
 
 @pytest.fixture
