@@ -152,12 +152,20 @@ def printable(text):
     return "".join(c if c.isprintable() or c == " " else "?" for c in text.decode("ascii", "replace"))
 
 
+class Client(smtplib.SMTP):
+    """An SMTP client that keeps the server's greeting, which smtplib throws away."""
+
+    banner = b""
+
+    def connect(self, *args, **kwargs):
+        """Connect, as the constructor does."""
+        code, self.banner = super().connect(*args, **kwargs)
+        return code, self.banner
+
+
 def probe(host, port, recipient, sender, helo, starttls, timeout):
     """Ask, and return the module's result. Raise OSError or smtplib.SMTPException where there is no answer."""
-    with smtplib.SMTP(local_hostname=helo, timeout=timeout) as client:
-        code, banner = client.connect(host, port)
-        if code != 220:
-            raise smtplib.SMTPConnectError(code, banner)
+    with Client(host, port, local_hostname=helo, timeout=timeout) as client:
         greet(client)
         if starttls != "never":
             if client.has_extn("starttls"):
@@ -178,7 +186,7 @@ def probe(host, port, recipient, sender, helo, starttls, timeout):
         return {
             "reachable": True,
             "conclusive": code >= 300,
-            "banner": printable(banner),
+            "banner": printable(client.banner),
             "extensions": [printable(line) for line in extensions],
             "code": code,
             "message": printable(text),

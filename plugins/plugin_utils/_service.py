@@ -29,6 +29,7 @@ NO_SUCH_FILTER = (
 
 STOPPED = "Stopped"
 RUNNING = "Running"
+START_MODE_DISABLED = "Disabled"
 
 # WSManFault code of a Get that names no instance; other causes (no such class, no such namespace) share it.
 NO_SUCH_INSTANCE = 2150858752

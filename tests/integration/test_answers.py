@@ -18,6 +18,7 @@ from lab.troubles import (
     GARBAGE,
     Answer,
     Cut,
+    Hang,
     Misrelated,
     Padded,
     Refused,
@@ -50,7 +51,8 @@ def run(request: pytest.FixtureRequest, memory_lab: Lab, host: LabHost, controll
     variables: dict[str, object] = {
         "ansible_host": host.address,
         "ansible_port": host.winrm_port,
-        "ansible_winrm_connection_timeout": 3,
+        "ansible_winrm_operation_timeout_sec": 2,
+        "ansible_winrm_read_timeout_sec": 5,
         "ansible_psrp_read_timeout": 5,
         "ansible_psrp_operation_timeout": 3,
     }
@@ -205,7 +207,19 @@ def test_a_start_that_fails(run, host: LabHost) -> None:
 
 
 @ONCE
-def test_a_disabled_service_that_we_stopped_is_said_to_be_so(run, host: LabHost) -> None:
+def test_a_service_that_would_not_start_again_is_not_stopped(run, host: LabHost) -> None:
     host.backend.change_start_mode("SMTPSVC", "Disabled")
-    words = said(run().last("win01"))
-    assert "refused to start the service SMTPSVC: the service is disabled (Win32_Service returned 14)" in words
+    result = run().last("win01")
+    assert said(result).startswith("win01: the service SMTPSVC runs and is disabled")
+    assert result["changed"] is False
+    assert host.backend.service_status("SMTPSVC").state == "Running"
+    assert [line for line in host.traffic.journal if not line.startswith(("Get", "Enumerate"))] == []
+    # What needs no stop is done all the same.
+    assert run(restart="never").last("win01")["restart_pending"] is True
+
+
+def test_a_host_that_does_not_answer(run, host: LabHost) -> None:
+    host.faults.on("Get Win32_Service", Hang())
+    result = run().last("win01")
+    assert result["unreachable"] is True
+    assert "no answer in time" in said(result)

@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtpd.smtp import SMTP
 from lab.backend import HKEY_LOCAL_MACHINE, REG_DWORD, SMTPSVC_PARAMETERS, RegistryValue
 from lab.hosts import Lab, LabHost
+from lab.machine import SYSTEMS
+from lab.tls import Authority
 from lab.troubles import Answer, Refused
 from tools.ansible_runs import Controller, Run, play, windows_inventory
 
@@ -132,6 +137,14 @@ def test_info_tells_a_restart_that_is_owed(site: Site) -> None:
     assert site.run(SET, INFO).last("win01")["restart_pending"] is False
 
 
+@pytest.mark.parametrize("system", ["2003 R2", "2008 R2", "2012", "2022"])
+def test_info_names_the_system(site: Site, system: str) -> None:
+    site.host.machine.system = SYSTEMS[system]
+    told = site.run(INFO).last("win01")
+    assert told["os"]["caption"] == SYSTEMS[system].caption.strip()
+    assert told["installed"] is True
+
+
 def test_info_of_a_host_without_the_service(controller: Controller, tmp_path: Path) -> None:
     with Lab.start(smtpsvc=False, system="2025") as lab:
         told = Site(lab, controller, tmp_path).run(INFO)
@@ -190,6 +203,40 @@ def test_probe_of_a_closed_port(site: Site) -> None:
     assert told.status == 0
     assert told.last("win01")["reachable"] is False
     assert told.last("win01")["warnings"]
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[int]:
+    """A mail server that offers STARTTLS and takes no mail; its port."""
+    context = Authority(tmp_path).host("mail").context
+
+    class Refusing:
+        async def handle_RCPT(self, *_arguments: object) -> str:
+            return "550 5.7.1 No"
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(
+        loop.create_server(lambda: SMTP(Refusing(), loop=loop, tls_context=context), "127.0.0.1", 0)
+    )
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield server.sockets[0].getsockname()[1]
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+@pytest.mark.parametrize("starttls", ["never", "offered", "required"])
+def test_probe_with_starttls(site: Site, tls_server: int, starttls: str) -> None:
+    told = probe(site, port=tls_server, starttls=starttls)
+    assert told.status == 0, told.printed
+    # Inside TLS it is not offered again.
+    assert ("STARTTLS" in told.last("win01")["extensions"]) is (starttls == "never")
+
+
+def test_probe_with_starttls_that_is_not_offered(site: Site) -> None:
+    assert probe(site, starttls="offered").status == 0
+    assert "does not offer STARTTLS" in probe(site, starttls="required").last("win01")["msg"]
 
 
 # -- the role --
