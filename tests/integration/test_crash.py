@@ -49,11 +49,6 @@ def run_until_killed(
     assert killed.is_set(), f"the run made fewer than {position} requests:\n{printed}"
 
 
-# The connection makes no difference to what a killed run leaves: each backend is paired with one of them.
-PAIRS = pytest.mark.parametrize(("backend_name", "inventory"), [("memory", "winrm"), ("wine", "psrp")], indirect=True)
-
-
-@PAIRS
 @pytest.mark.parametrize("position", range(1, REQUESTS_OF_A_CHANGE + 1))
 def test_the_next_run_finishes_it(
     position: int, controller: Controller, inventory: Path, lab: Lab, win01: LabHost, tmp_path: Path
