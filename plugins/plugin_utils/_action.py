@@ -16,7 +16,8 @@ from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import CimEr
 
 # WSManFault codes by which WMI refuses an account: the service's, the provider's, on connect.
 ACCESS_DENIED_FAULTS = (2150859012, 2150859013, 2150859014)
-ACCESS_DENIED_CODES = (2, 5)  # of Win32_Service and of StdRegProv
+REGISTRY_ACCESS_DENIED = 5  # StdRegProv
+SERVICE_ACCESS_DENIED = 2  # Win32_Service
 
 RIGHTS = (
     "the account must be a member of the host's Administrators group, and a local account other than the"
@@ -83,7 +84,9 @@ def check_service_name(name: str) -> None:
 
 
 def _mend(error: Exception) -> str:
-    denied = (isinstance(error, CimFault) and error.code in ACCESS_DENIED_FAULTS) or (
-        isinstance(error, (RegistryError, ServiceError)) and error.code in ACCESS_DENIED_CODES
+    denied = (
+        (isinstance(error, CimFault) and error.code in ACCESS_DENIED_FAULTS)
+        or (isinstance(error, RegistryError) and error.code == REGISTRY_ACCESS_DENIED)
+        or (isinstance(error, ServiceError) and error.code == SERVICE_ACCESS_DENIED)
     )
     return f": {RIGHTS}" if denied else ""

@@ -113,6 +113,7 @@ def test_return_codes_of_the_registry(run, host: LabHost, request_: str, code: i
     result = run().last("win01")
     assert said(result).startswith("win01: Windows ")
     assert words in said(result)
+    assert (RIGHTS in said(result)) is (code == 5)
 
 
 @ONCE
@@ -123,6 +124,7 @@ def test_return_codes_of_the_service(run, host: LabHost, method: str, verb: str,
     result = run().last("win01")
     assert said(result).startswith(f"win01: Windows refused to {verb} the service SMTPSVC: {meaning}")
     assert f"(Win32_Service returned {code})" in said(result)
+    assert (RIGHTS in said(result)) is (code == 2)
     assert said(result).endswith(STOPPED if verb == "start" else f"{BEFORE_STOP}. {GOES_ON}")
     assert result["changed"] is True
 
