@@ -63,6 +63,7 @@ class ActionModule(WindowsActionBase):
                 result={"installed": False},
             ) from None
         plan = host.plan(survey, wanted)
+        host.demand_way_back(plan, survey)
         if not self._task.check_mode:
             try:
                 host.carry_out(plan, survey, wanted)

@@ -102,20 +102,22 @@ class TarpitHost:
     def plan(self, survey: Survey, wanted: Wanted) -> Plan:
         """The steps from what was found to what is wanted.
 
-        Asks for the services that depend on this one only where the plan needs to know them. Raise ServiceError
-        for a plan that would stop a service which Windows does not start again.
+        Asks for the services that depend on this one only where the plan needs to know them.
         """
         found = survey.found
         plan = make_plan(found, wanted)
         if Step.STOP in plan.steps or (found.running and found.mark is not None and found.mark.dependents):
             dependents = tuple(self._services.running_dependents(self._service))
             plan = make_plan(replace(found, dependents=dependents), wanted)
+        return plan
+
+    def demand_way_back(self, plan: Plan, survey: Survey) -> None:
+        """Raise ServiceError for a plan that would stop a service which Windows does not start again."""
         if Step.STOP in plan.steps and survey.service.start_mode == START_MODE_DISABLED:
             raise ServiceError(
                 f"the service {self._service} runs and is disabled, so Windows would not start it again after the stop."
                 " Nothing was changed: set its start mode to Automatic or Manual, or the option 'restart' to never"
             )
-        return plan
 
     def carry_out(self, plan: Plan, survey: Survey, wanted: Wanted) -> None:
         """Do the steps in their order; what fails raises, and leaves a mark from which the next run goes on.

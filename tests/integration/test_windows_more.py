@@ -137,6 +137,14 @@ def test_info_tells_a_restart_that_is_owed(site: Site) -> None:
     assert site.run(SET, INFO).last("win01")["restart_pending"] is False
 
 
+def test_info_of_a_disabled_service_that_is_owed_a_restart(site: Site) -> None:
+    site.run({"mailops.tarpit.win_smtp_tarpit": {"seconds": 1, "restart": "never"}})
+    site.host.backend.change_start_mode("SMTPSVC", "Disabled")
+    told = site.run(INFO)
+    assert told.status == 0, told.printed
+    assert (told.last("win01")["start_mode"], told.last("win01")["restart_pending"]) == ("Disabled", True)
+
+
 @pytest.mark.parametrize("system", ["2003 R2", "2008 R2", "2012", "2022"])
 def test_info_names_the_system(site: Site, system: str) -> None:
     site.host.machine.system = SYSTEMS[system]
