@@ -16,6 +16,7 @@ import typing as t
 from urllib.parse import urlunsplit
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible_collections.mailops.tarpit.plugins.plugin_utils._explain import Explanations, explain
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._wsman import Transport
 
 Post = t.Callable[[bytes], bytes]
@@ -194,9 +195,7 @@ def _bracketed(host: str) -> str:
     return f"[{host}]"
 
 
-# By the name of the error's class or of one that it derives from: pywinrm, pypsrp, requests, pyspnego and the
-# Kerberos libraries are not all installed everywhere. The first that fits counts.
-EXPLANATIONS = (
+EXPLANATIONS: Explanations = (
     (
         ("AuthenticationError",),
         "the host refused the user name or password: check ansible_user and ansible_password, and that its"
@@ -226,20 +225,4 @@ EXPLANATIONS = (
 
 
 def _explain(error: Exception) -> str:
-    """One sentence, with the mend, for what was raised where no answer came."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    for kinds, sentence in EXPLANATIONS:
-        if names.intersection(kinds):
-            return sentence.format(cause=_cause(error))
-    return str(error) or type(error).__name__
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason of a chain of exceptions, without the objects' addresses that urllib3 prints."""
-    while True:
-        inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    text = str(getattr(error, "strerror", None) or error)
-    return text.rpartition("object at ")[2].partition(": ")[2] or text
+    return explain(error, EXPLANATIONS)
