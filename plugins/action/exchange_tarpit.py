@@ -116,7 +116,7 @@ def _carry_out(exchange: Exchange, differing: list[_Fate], seconds: int) -> Ansi
             fate.warnings = exchange.set_tarpit(fate.connector.identity, seconds)
             fate.changed, fate.after = True, seconds
         except ExchangeError as error:
-            fate.error = str(error)
+            fate.error = str(error).rstrip(".")
         except AnsibleConnectionFailure as error:
             # The command may have arrived: it counts as changed, so that nobody relies on the contrary.
             broken, fate.changed, fate.unknown = error, True, True
@@ -133,7 +133,7 @@ def _read_back(
     except (ExchangeError, AnsibleConnectionFailure) as error:
         for fate in differing:
             if not fate.error:
-                fate.error = f"it was set, and reading it back failed: {error}"
+                fate.error = f"it was set, and reading it back failed: {str(error).rstrip('.')}"
         return None
     for fate in differing:
         connector = there.get(fate.connector.identity)

@@ -8,16 +8,13 @@ out, and nothing of the reply is sent. That is also the state of a run killed be
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from pathlib import Path
 
 import pytest
 from lab.backend import HKEY_LOCAL_MACHINE, REG_DWORD, REG_SZ, RegistryValue
-from lab.faults import RequestSeen
 from lab.hosts import MARK_KEY, SMTPSVC_PARAMETERS, Lab, LabHost
 from tools.ansible_runs import Controller, play
+from tools.killed_runs import run_until_killed
 from tools.refusal_delay import measure
 
 SET = {"mailops.tarpit.win_smtp_tarpit": {"seconds": 1}}
@@ -28,25 +25,6 @@ REQUESTS_OF_A_CHANGE = 15
 def in_force(host: LabHost) -> bool:
     assert host.smtp_port is not None
     return measure(host.address, host.smtp_port)["seconds"] >= 1
-
-
-def run_until_killed(
-    controller: Controller, playbook: str, inventory: Path, lab: Lab, host: LabHost, position: int
-) -> None:
-    """Run the playbook, and kill it when the host has carried out the request at that position."""
-    started, killed = threading.Event(), threading.Event()
-
-    def kill(seen: RequestSeen) -> None:
-        if seen.number == position and seen.moment == "answered":
-            started.wait(30)
-            killed.set()
-            os.killpg(process.pid, signal.SIGKILL)
-
-    host.on_request(kill)
-    with controller.start(playbook, inventory, lab.password) as process:
-        started.set()
-        printed, _nothing = process.communicate(timeout=60)
-    assert killed.is_set(), f"the run made fewer than {position} requests:\n{printed}"
 
 
 @pytest.mark.parametrize("position", range(1, REQUESTS_OF_A_CHANGE + 1))
