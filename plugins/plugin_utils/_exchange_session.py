@@ -119,8 +119,9 @@ class ExchangeSession:
             pipeline = self._run(cmdlet, parameters)
         except (ExchangeError, AnsibleError):
             raise
-        except Exception as error:
-            raise self._translated(error, cmdlet) from error
+        except Exception as error:  # noqa: BLE001 - each library has error types of its own
+            # Without the chain: Ansible would print the libraries' own words after ours.
+            raise self._translated(error, cmdlet) from None
         errors = [record for record in pipeline.streams.error if record is not None]
         if errors or pipeline.had_errors:
             raise _failure(cmdlet, errors)

@@ -85,8 +85,8 @@ class WinrmTransport(_Sender):
         if self._protocol is not None:
             try:
                 return self._exchange(self._protocol.transport.send_message, envelope)
-            except Exception as error:
-                raise self._unreachable(_explain(error)) from error
+            except Exception as error:  # noqa: BLE001 - each library has error types of its own
+                raise self._unreachable(_explain(error)) from None
         failures: list[str] = []
         while self._untried:
             name = self._untried.pop(0)
@@ -124,8 +124,8 @@ class PsrpTransport(_Sender):
         """Send one envelope. Raise AnsibleConnectionFailure where the host can't be reached or logged on to."""
         try:
             return self._exchange(self._wsman.transport.send, envelope)
-        except Exception as error:
-            raise self._unreachable(f"{self._auth}: {_explain(error)}") from error
+        except Exception as error:  # noqa: BLE001 - each library has error types of its own
+            raise self._unreachable(f"{self._auth}: {_explain(error)}") from None
 
     def close(self) -> None:
         """Close the HTTP connection; the host has nothing open for it."""
@@ -153,8 +153,8 @@ class ConnectedTransport(_Sender):
         """Send one envelope. Raise AnsibleConnectionFailure where the host does not answer."""
         try:
             return self._exchange(self._post, envelope)
-        except Exception as error:
-            raise self._unreachable(_explain(error)) from error
+        except Exception as error:  # noqa: BLE001 - each library has error types of its own
+            raise self._unreachable(_explain(error)) from None
 
     def close(self) -> None:
         """Close the connection with its shell or runspace."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from lab.faults import RequestSeen
 from lab.hosts import Lab, LabHost
-
 from tools.ansible_runs import Controller
 
 
