@@ -111,6 +111,12 @@ conclusive:
   description: Whether the answer tells anything of a tarpit. False where the recipient was accepted.
   returned: always
   type: bool
+client_address:
+  description:
+    - The address that the connection came from, as the asking host has it. Behind NAT the server sees another.
+  returned: when reachable
+  type: str
+  sample: 192.0.2.25
 banner:
   description: The text of the server's greeting.
   returned: when reachable
@@ -166,6 +172,7 @@ class Client(smtplib.SMTP):
 def probe(host, port, recipient, sender, helo, starttls, timeout):
     """Ask, and return the module's result. Raise OSError or smtplib.SMTPException where there is no answer."""
     with Client(host, port, local_hostname=helo, timeout=timeout) as client:
+        client_address = client.sock.getsockname()[0]
         greet(client)
         if starttls != "never":
             if client.has_extn("starttls"):
@@ -186,6 +193,7 @@ def probe(host, port, recipient, sender, helo, starttls, timeout):
         return {
             "reachable": True,
             "conclusive": code >= 300,
+            "client_address": client_address,
             "banner": printable(client.banner),
             "extensions": [printable(line) for line in extensions],
             "code": code,

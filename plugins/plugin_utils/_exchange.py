@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import typing as t
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._exchange_plan import (
     TICKS_A_SECOND,
@@ -53,8 +54,10 @@ class Exchange:
             try:
                 outcome = self._session.invoke("Get-ReceiveConnector", **query)
             except ExchangeError as error:
-                if "Identity" not in query or "NotFound" not in error.error_id or "Command" in error.error_id:
+                if "ManagementObjectNotFound" not in error.error_id:
                     raise
+                if "Server" in query:
+                    raise ExchangeError(f"there is no Exchange server {query['Server']}{self._servers()}") from None
                 # Unknown by its bare name: what there is will be listed.
                 outcome = self._session.invoke("Get-ReceiveConnector")
             self.warnings += outcome.warnings
@@ -62,6 +65,14 @@ class Exchange:
                 connector = read_connector(properties)
                 found[connector.identity.casefold()] = connector
         return list(found.values())
+
+    def _servers(self) -> str:
+        """What servers there are, for a message; nothing where the account may not ask."""
+        try:
+            servers = self._session.invoke("Get-ExchangeServer").objects
+        except ExchangeError:
+            return ""
+        return f": there are {', '.join(sorted(_text(server.get('Name')) for server in servers))}"
 
     def set_tarpit(self, identity: str, seconds: int) -> list[str]:
         """Set TarpitInterval of one connector; the warnings that Exchange gave."""
@@ -89,11 +100,13 @@ class Exchange:
     def relay_right(self, identity: str) -> list[Holder]:
         """Who may send to any recipient by way of that connector (Get-ADPermission, entries that allow)."""
         outcome = self._session.invoke("Get-ADPermission", Identity=identity)
-        return [
-            Holder(str(entry.get("User", "")))
+        users = {
+            _text(entry.get("User")): None
             for entry in outcome.objects
-            if not entry.get("Deny") and ANY_RECIPIENT in {r.casefold() for r in _strings(entry.get("ExtendedRights"))}
-        ]
+            if not _true(entry.get("Deny"))
+            and ANY_RECIPIENT in {right.casefold() for right in _strings(entry.get("ExtendedRights"))}
+        }
+        return [Holder(user) for user in users]
 
 
 def relay_causes(connector: Connector, holders: t.Sequence[Holder]) -> list[str]:
@@ -123,7 +136,7 @@ def read_connector(properties: t.Mapping[str, t.Any]) -> Connector:
         bindings=tuple(_strings(properties.get("Bindings"))),
         tarpit_seconds=seconds_of(properties.get("TarpitInterval"), identity),
         anonymous="anonymoususers" in groups,
-        enabled=_text(properties.get("Enabled")).casefold() == "true",
+        enabled=_true(properties.get("Enabled")),
         remote_ranges=tuple(_strings(properties.get("RemoteIPRanges"))),
         auth_mechanism=_text(properties.get("AuthMechanism")),
     )
@@ -154,13 +167,27 @@ def _text(value: t.Any) -> str:
     return str(getattr(value, "to_string", None) or value)
 
 
+def _element_text(element: ElementTree.Element) -> str:
+    """A member of a CLIXML list: a primitive, or the string of an object."""
+    return (element.findtext("ToString") if element.tag == "Obj" else element.text) or ""
+
+
+def _true(value: t.Any) -> bool:
+    """A boolean; of a SwitchParameter comes the string, as of anything that is no primitive."""
+    return _text(value).casefold() == "true"
+
+
 def _strings(value: t.Any) -> list[str]:
     """A multi-valued property as strings; a single value may come without its list."""
     if value is None or value == "":
         return []
     if isinstance(value, list | tuple):
         return [_text(one) for one in value if one is not None]
-    inner = getattr(value, "property_sets", None)
-    if inner and isinstance(inner[0], list):
-        return _strings(inner[0])
+    for inner in getattr(value, "property_sets", ()):
+        if isinstance(inner, list):
+            return _strings(inner)
+        if isinstance(inner, str) and inner.startswith("<LST"):
+            # pypsrp leaves the list of an object of a class that it does not know as CLIXML ([MS-PSRP] 2.2.5.2.6).
+            # It begins with its own tag, so that it declares no document type and no entities.
+            return [_element_text(element) for element in ElementTree.fromstring(inner)]  # noqa: S314
     return [part.strip() for part in _text(value).split(",") if part.strip()]

@@ -108,6 +108,7 @@ class ExchangeSession:
         self._wsman: t.Any = None
         self._pool: t.Any = None
         self._last: t.Any = None
+        self._make_pipeline: t.Any = None
 
     def invoke(self, cmdlet: str, **parameters: t.Any) -> Outcome:
         """Run one cmdlet.
@@ -139,15 +140,13 @@ class ExchangeSession:
             wsman.close()
 
     def _run(self, cmdlet: str, parameters: dict[str, t.Any]) -> t.Any:
-        from pypsrp.powershell import PowerShell
-
         if self._pool is None:
             self._open()
         if self._last is not None:
             # Ended only now, so that the last one needs no request of its own: it ends with the session.
             last, self._last = self._last, None
             last.close()
-        pipeline = PowerShell(self._pool)
+        pipeline = self._make_pipeline(self._pool)
         pipeline.add_cmdlet(cmdlet)
         for name, value in parameters.items():
             pipeline.add_parameter(name, value)
@@ -168,12 +167,13 @@ class ExchangeSession:
 
     def _open(self) -> None:
         try:
-            from pypsrp.powershell import RunspacePool
+            from pypsrp.powershell import PowerShell, RunspacePool
             from pypsrp.wsman import WSMan
         except ImportError as error:
             raise AnsibleError(
                 f"the Python package pypsrp is missing on the controller ({error}): install it"
             ) from None
+        self._make_pipeline = PowerShell
         end = self._endpoint
         poll = min(POLL_SECONDS, end.timeout)
         self._wsman = WSMan(

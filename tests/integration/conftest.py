@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from lab.hosts import Lab, LabHost
 from tools.ansible_runs import Controller, windows_inventory
+from tools.exchange_site import Site
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,23 @@ def inventory(request: pytest.FixtureRequest, lab: Lab, win01: LabHost, tmp_path
         lab.username,
         request.param,
     )
+
+
+@pytest.fixture(scope="session")
+def exchange_lab() -> Iterator[Lab]:
+    """The Exchange server EX01, which speaks for EX02 of its organisation too."""
+    with Lab.start(smtpsvc=False, exchange=("EX01", "EX02")) as running:
+        yield running
+
+
+@pytest.fixture
+def exchange_host(exchange_lab: Lab) -> LabHost:
+    """That host, as if it had just been set up."""
+    (only,) = exchange_lab.hosts
+    only.reset()
+    return only
+
+
+@pytest.fixture
+def site(controller: Controller, exchange_lab: Lab, exchange_host: LabHost, tmp_path: Path) -> Site:
+    return Site(controller, exchange_lab, exchange_host, tmp_path)

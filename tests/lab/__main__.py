@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.backend import Win32Error
-from lab.hosts import BACKENDS, Lab
+from lab.hosts import BACKENDS, Lab, LabHost
 from lab.machine import DEFAULT_SYSTEM, SYSTEMS
 
 DESCRIPTION = """\
@@ -34,9 +35,11 @@ The state file appears once all hosts answer, whole, and looks like this:
   {"pid": 4711, "backend": "memory", "hosts": [
     {"name": "lab1", "backend": "memory", "pid": 4711, "winrm_address": "127.0.0.1",
      "winrm_port": 40123, "winrm_scheme": "http", "ca_file": null,
-     "smtp_address": "127.0.0.1", "smtp_port": 23456}]}
+     "smtp_address": "127.0.0.1", "smtp_port": 23456, "exchange": null}]}
 
-smtp_port is null with --no-smtpsvc. ca_file is the authority's certificate with --https, else null.
+smtp_port is null with --no-smtpsvc. ca_file is the authority's certificate with --https, else null. With
+--exchange EX01,EX02 a host's exchange is {"path": "/PowerShell/", "servers": ["EX01", "EX02"],
+"server": "EX01", "smtp_port": 23457}: all servers of the organisation, and the one that this host is.
 The lab speaks to loopback only.
 
 example:
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             system=options.system,
             allow_unencrypted=options.allow_unencrypted,
             https=options.https,
+            exchange=options.exchange,
         )
     except (OSError, ValueError, Win32Error) as error:
         print(f"lab: cannot start: {error}", file=sys.stderr)
@@ -99,6 +103,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--system", choices=SYSTEMS, default=DEFAULT_SYSTEM, help="the Windows Server that the hosts say they are")
     add("--https", action="store_true", help="HTTPS, with certificates of an authority made for this lab")
+    add(
+        "--exchange",
+        type=_names,
+        metavar="NAME[,NAME]",
+        help="servers of an Exchange organisation; the first host is the first of them (default: no Exchange)",
+    )
     add("--user", required=True, metavar="NAME", help="the account that may log in")
     add("--password-env", required=True, metavar="VAR", help="environment variable that holds its password")
     add("--state-file", required=True, type=Path, metavar="FILE", help="where to write the addresses, as JSON")
@@ -130,6 +140,13 @@ def _number(text: str) -> int:
     return number
 
 
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(re.fullmatch("[A-Za-z0-9-]{1,15}", name) for name in names):
+        raise argparse.ArgumentTypeError("must be names of computers with commas between them")
+    return names
+
+
 def _write_state(path: Path, lab: Lab, backend: str) -> None:
     hosts = [
         {
@@ -142,6 +159,7 @@ def _write_state(path: Path, lab: Lab, backend: str) -> None:
             "ca_file": str(lab.ca_file) if lab.ca_file else None,
             "smtp_address": host.address,
             "smtp_port": host.smtp_port,
+            "exchange": _exchange_of(host),
         }
         for host in lab.hosts
     ]
@@ -156,6 +174,13 @@ def _write_state(path: Path, lab: Lab, backend: str) -> None:
     except BaseException:
         Path(fresh).unlink(missing_ok=True)
         raise
+
+
+def _exchange_of(host: LabHost) -> dict[str, object] | None:
+    if host.exchange is None:
+        return None
+    servers, server = list(host.exchange.servers), host.exchange.server
+    return {"path": "/PowerShell/", "servers": servers, "server": server, "smtp_port": host.exchange.smtp_port}
 
 
 def _signal_pipe() -> int:

@@ -10,7 +10,7 @@ Each host has its own registry and services (a `Backend`), its own listener and 
 accounts are the lab's, and so is the authority behind the certificates of hosts that speak HTTPS.
 
 What can be done to a host while it runs: `backend` is what an administrator at its console would reach,
-`faults` and `services` make things go wrong, `machine` says which Windows it is.
+`faults` and `services` make things go wrong, `machine` says which Windows it is, `exchange` is its Exchange.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ from typing import ClassVar, Final, Literal, Self, TypeVar
 from lab.auth import Admission
 from lab.backend import HKEY_LOCAL_MACHINE, SMTPSVC, SMTPSVC_PARAMETERS, Backend, Win32Error
 from lab.cim import WMI, Cim
+from lab.exchange import EXCHANGE, PATHS
+from lab.exchange_host import ExchangeHost
+from lab.exchange_organisation import Organisation
 from lab.faults import Callback, Faults
 from lab.kdc import Kdc
 from lab.machine import DEFAULT_SYSTEM, SYSTEMS, Machine
@@ -66,6 +69,7 @@ class LabHost:
     machine: Machine
     shells: CmdShells
     scheme: Literal["http", "https"] = "http"
+    exchange: ExchangeHost | None = None
 
     address: ClassVar[str] = "127.0.0.1"
 
@@ -74,6 +78,8 @@ class LabHost:
         try:
             # First, so that no connection waits for a test.
             self.faults.close()
+            if self.exchange is not None:
+                self.exchange.close()
             self.server.close()
         finally:
             self.backend.close()
@@ -101,11 +107,18 @@ class LabHost:
         """Make it as it was set up.
 
         SMTPSVC runs without a TarpitTime, and so do its dependents; there is no mark of a run; nothing goes
-        wrong; the counters are at 0.
+        wrong; Exchange's organisation is as new, on all hosts; the counters are at 0.
         """
         self.faults.clear()
+        if self.exchange is not None:
+            self.exchange.reset()
         self.services.clear()
         self.shells.expect()
+        if self.smtp_port is not None:
+            self._reset_smtpsvc()
+        self.traffic.clear()
+
+    def _reset_smtpsvc(self) -> None:
         # A test may end while its last control is being carried out.
         state = self._await(SMTPSVC, "Running", "Stopped")
         dependents = self.backend.dependents(SMTPSVC)
@@ -120,7 +133,6 @@ class LabHost:
             if self._await(name, "Running", "Stopped") == "Stopped":
                 self.backend.start_service(name)
                 self._await(name, "Running")
-        self.traffic.clear()
 
     def stop_smtpsvc(self) -> str:
         """Stop SMTPSVC as an administrator would, what depends on it first, and wait until it has stopped."""
@@ -158,6 +170,7 @@ class _Setup:
     system: str
     allow_unencrypted: bool
     authority: Authority | None
+    organisation: Organisation | None
 
 
 class Lab:
@@ -183,16 +196,21 @@ class Lab:
         allow_unencrypted: bool = False,
         https: bool = False,
         kerberos: Kdc | None = None,
+        exchange: Sequence[str] | None = None,
     ) -> Self:
         """Start hosts and return when all of them answer; without `users`, one account is made up.
 
         `dependents` services LabDependent1, … run beside SMTPSVC and depend on it. `system` is a name of
-        `machine.SYSTEMS`. With `kerberos`, its users may log in too.
+        `machine.SYSTEMS`. With `kerberos`, its users may log in too. `exchange` names the servers of one Exchange
+        organisation: the first host is the first of them, and so on.
         """
         if users is None:
             users = {f"lab-{secrets.token_hex(4)}": secrets.token_urlsafe(24)}
         if system not in SYSTEMS:
             raise ValueError(f"the lab knows no Windows {system!r}, but {', '.join(SYSTEMS)}")
+        if exchange and hosts > len(exchange):
+            raise ValueError(f"{hosts} hosts need as many names of Exchange servers, not {len(exchange)}")
+        organisation = Organisation(exchange) if exchange else None
         accounts = Users(users)
         accounts.open()
         lab = cls(accounts, Path(tempfile.mkdtemp(prefix="lab-")))
@@ -207,8 +225,9 @@ class Lab:
                 system=system,
                 allow_unencrypted=allow_unencrypted,
                 authority=lab._authority,
+                organisation=organisation,
             )
-            _at_once(lambda number: lab.hosts.append(_start_host(f"lab{number}", setup)), range(1, hosts + 1))
+            _at_once(lambda number: lab.hosts.append(_start_host(number, setup)), range(1, hosts + 1))
         except BaseException:
             lab.close()
             raise
@@ -260,27 +279,36 @@ class Lab:
         self.close()
 
 
-def _start_host(name: str, setup: _Setup) -> LabHost:
+def _start_host(number: int, setup: _Setup) -> LabHost:
+    name = f"lab{number}"
     machine = Machine(name.upper(), SYSTEMS[setup.system])
     traffic = Traffic()
     backend = _start_backend(setup, setup.folder / name)
+    exchange = None
     try:
         services, faults, shells = FaultyServices(backend), Faults(traffic.note), CmdShells()
         resources: dict[str, Resource] = {WMI: Cim(services, machine), CMD_SHELL: shells}
         endpoint = Endpoint(resources, machine=machine.name, interference=faults)
+        endpoints = {"/wsman": endpoint}
+        if setup.organisation is not None:
+            exchange = ExchangeHost(setup.organisation, setup.organisation.servers[number - 1])
+            powershell = Endpoint({EXCHANGE: exchange.shells}, machine=machine.name, interference=faults)
+            endpoints |= dict.fromkeys(PATHS, powershell)
         tls = setup.authority.host(name) if setup.authority else None
         server = WinRMServer(
-            {"/wsman": endpoint},
+            endpoints,
             replace(setup.admission, bindings=tls.bindings if tls else None),
             traffic,
             allow_unencrypted=setup.allow_unencrypted,
             tls=tls,
         )
     except BaseException:
+        if exchange is not None:
+            exchange.close()
         backend.close()
         raise
     scheme: Literal["http", "https"] = "https" if tls else "http"
-    return LabHost(name, setup.backend, backend, traffic, server, faults, services, machine, shells, scheme)
+    return LabHost(name, setup.backend, backend, traffic, server, faults, services, machine, shells, scheme, exchange)
 
 
 def _at_once(act: Callable[[Item], None], items: Iterable[Item]) -> None:

@@ -24,7 +24,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final, Self
 
-from lab.auth import Admission, Authenticator
+from lab.auth import Admission, Authenticator, Verdict
 from lab.sealing import SealError, is_sealed, protocol_of, seal, unseal
 from lab.tls import Tls, account_of
 from lab.wsman import MAX_ENVELOPE, Endpoint
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             # How clients finish a login before they have something to say that may not go in clear.
             self._send(HTTPStatus.OK, challenges=verdict.headers)
         else:
-            self._answer(endpoint, body, verdict.headers)
+            self._answer(endpoint, body, verdict)
 
     def _read_body(self) -> bytes:
         if "Transfer-Encoding" in self.headers:
@@ -278,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
         while size > 0 and (chunk := self.rfile.read(min(size, 1 << 16))):
             size -= len(chunk)
 
-    def _answer(self, endpoint: Endpoint, body: bytes, challenges: tuple[str, ...]) -> None:
+    def _answer(self, endpoint: Endpoint, body: bytes, verdict: Verdict) -> None:
         context = self._authenticator.context
         content_type = self.headers.get("Content-Type", "")
         sealed = is_sealed(content_type)
@@ -294,14 +294,14 @@ class _Handler(BaseHTTPRequestHandler):
             # AllowUnencrypted=false: the message was readable on the wire and is not acted upon.
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR)
             return
-        reply = endpoint.answer(body)
+        reply = endpoint.answer(body, verdict.user or "")
         media_type, content = reply.media_type, reply.body
         if sealed and context is not None and reply.sealed and content:
             media_type, content = seal(context, content, protocol_of(context, content_type))
         # Written aside first: a test may have the reply cut in the middle, headers and all.
         outgoing, self.wfile = self.wfile, io.BytesIO()
         try:
-            self._send(HTTPStatus(reply.status), content, content_type=media_type, challenges=challenges)
+            self._send(HTTPStatus(reply.status), content, content_type=media_type, challenges=verdict.headers)
             message = self.wfile.getvalue()
         finally:
             self.wfile = outgoing

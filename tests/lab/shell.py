@@ -93,12 +93,12 @@ class CmdShells:
         }
         act = acts.get(request.action)
         if act is None:
-            raise _not_supported("The lab's shells run nothing: this action is not supported.")
+            raise not_supported("The lab's shells run nothing: this action is not supported.")
         with self._lock:
             return act(request)
 
     def _create(self, request: Request) -> str:
-        body = _content(request, "Shell")
+        body = content_of(request, "Shell")
         shell_id = str(uuid.uuid4()).upper()
         self._open[shell_id] = {}
         streams = "".join(
@@ -122,40 +122,40 @@ class CmdShells:
     def _run(self, request: Request) -> str:
         # Before anything else is looked at: a lab that was not told to play PowerShell refuses every command.
         if not self._answers:
-            raise _not_supported("The lab's shells run nothing: this action is not supported.")
+            raise not_supported("The lab's shells run nothing: this action is not supported.")
         commands = self._commands(request)
-        if not _content(request, "CommandLine").findtext(f"{{{SHELL}}}Command"):
+        if not content_of(request, "CommandLine").findtext(f"{{{SHELL}}}Command"):
             reason = "CommandLine needs a Command."
             raise Fault(SCHEMA_VALIDATION_ERROR, "w:SchemaValidationError", reason)
         command_id = str(uuid.uuid4()).upper()
         commands[command_id] = _Command(self._answers.popleft())
-        return _reply("CommandResponse", f"<rsp:CommandId>{command_id}</rsp:CommandId>")
+        return shell_reply("CommandResponse", f"<rsp:CommandId>{command_id}</rsp:CommandId>")
 
     def _send(self, request: Request) -> str:
         commands = self._commands(request)
-        for stream in _content(request, "Send").iterfind(f"{{{SHELL}}}Stream"):
+        for stream in content_of(request, "Send").iterfind(f"{{{SHELL}}}Stream"):
             command, _command_id = _named(commands, stream)
             if stream.get("Name") != "stdin" or command.input_ended:
-                raise _invalid("Send is for the stdin of a command, and nothing comes after its end.")
+                raise invalid("Send is for the stdin of a command, and nothing comes after its end.")
             try:
                 base64.b64decode(stream.text or "", validate=True)
             except binascii.Error as error:
-                raise _invalid("A stream is not Base64.") from error
+                raise invalid("A stream is not Base64.") from error
             command.input_ended = stream.get("End", "").lower() in ("true", "1")
-        return _reply("SendResponse")
+        return shell_reply("SendResponse")
 
     def _receive(self, request: Request) -> str:
-        wanted = _content(request, "Receive").find(f"{{{SHELL}}}DesiredStream")
+        wanted = content_of(request, "Receive").find(f"{{{SHELL}}}DesiredStream")
         if wanted is None:
             reason = "Receive needs a DesiredStream."
             raise Fault(SCHEMA_VALIDATION_ERROR, "w:SchemaValidationError", reason)
         command, command_id = _named(self._commands(request), wanted)
         if not command.input_ended:
             # Windows would wait for the command until the operation's time-out, again and again.
-            raise _not_supported("The lab's commands print once their input has ended.")
+            raise not_supported("The lab's commands print once their input has ended.")
         of = f'CommandId="{command_id}"'
         printed = base64.b64encode(command.answer).decode()
-        return _reply(
+        return shell_reply(
             "ReceiveResponse",
             f'<rsp:Stream Name="stdout" {of}>{printed}</rsp:Stream>'
             f'<rsp:Stream Name="stdout" {of} End="true"></rsp:Stream>'
@@ -165,26 +165,31 @@ class CmdShells:
 
     def _signal(self, request: Request) -> str:
         commands = self._commands(request)
-        _command, command_id = _named(commands, _content(request, "Signal"))
+        _command, command_id = _named(commands, content_of(request, "Signal"))
         # Whatever the signal: a client sends it when it has done with the command.
         del commands[command_id]
-        return _reply("SignalResponse")
+        return shell_reply("SignalResponse")
 
     def _commands(self, request: Request) -> dict[str, _Command]:
         """The commands of the shell that the request names."""
         commands = self._open.get(_shell_id(request))
         if commands is None:
-            reason = "The request contained invalid selectors for the resource."
-            detail = "UnexpectedSelectors"
-            raise Fault(UNEXPECTED_SELECTORS, "w:InvalidSelectors", reason, detail=detail)
+            raise no_such_shell()
         return commands
+
+
+def no_such_shell() -> Fault:
+    """The fault where ShellId names no shell, as once it is closed."""
+    reason = "The request contained invalid selectors for the resource."
+    return Fault(UNEXPECTED_SELECTORS, "w:InvalidSelectors", reason, detail="UnexpectedSelectors")
 
 
 def _shell_id(request: Request) -> str:
     return request.selectors.get("shellid", "").upper()
 
 
-def _content(request: Request, name: str) -> ElementTree.Element:
+def content_of(request: Request, name: str) -> ElementTree.Element:
+    """The element of that name that the Body of a request about a shell must be."""
     if request.body is None or request.body.tag != f"{{{SHELL}}}{name}":
         action = request.action.rpartition("/")[2]
         reason = f"{action} needs a {name} element."
@@ -197,17 +202,20 @@ def _named(commands: dict[str, _Command], element: ElementTree.Element) -> tuple
     command_id = element.get("CommandId", "").upper()
     command = commands.get(command_id)
     if command is None:
-        raise _invalid("The CommandId names no command of this shell.")
+        raise invalid("The CommandId names no command of this shell.")
     return command, command_id
 
 
-def _reply(name: str, content: str = "") -> str:
+def shell_reply(name: str, content: str = "") -> str:
+    """The element of that name that the Body of the reply is."""
     return f'<rsp:{name} xmlns:rsp="{SHELL}">{content}</rsp:{name}>'
 
 
-def _invalid(reason: str) -> Fault:
+def invalid(reason: str) -> Fault:
+    """The fault for what was given and means nothing."""
     return Fault(INVALID_PARAMETER, "w:InvalidParameter", reason)
 
 
-def _not_supported(reason: str) -> Fault:
+def not_supported(reason: str) -> Fault:
+    """The fault for an action that the resource does not have."""
     return Fault(ACTION_NOT_SUPPORTED, "a:ActionNotSupported", reason)

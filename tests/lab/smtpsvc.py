@@ -7,6 +7,9 @@ mail for a local domain is accepted and dropped. `SmtpService` is the server aro
 thread of its own, from start to stop. It is told the TarpitTime once, as the service reads it once, and
 holds every 5xx reply back that long (2xx, 3xx and 4xx go out at once). A reply that is held back waits
 for the service's end too, so stopping never waits for a tarpit.
+
+Exchange's listener is the same one with two questions in place of the number, asked for the client's address at
+each reply: how long it is held back, and whether this client may send to other domains (exchange_host.py).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import contextlib
 import re
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +40,8 @@ class Conversation:
     """One SMTP session's state: what was said so far decides what the next command gets."""
 
     local_domains: frozenset[str] = frozenset({"lab.test"})
+    # May this client send to other domains? Asked at each recipient.
+    relays: Callable[[], bool] = lambda: False
     helo: str | None = None
     sender: str | None = None
     recipients: list[str] = field(default_factory=list)
@@ -108,7 +114,7 @@ class Conversation:
         address = _path(argument, "TO:")
         if not address:
             return "501 5.5.4 Invalid Address"
-        if address.rpartition("@")[2].lower() not in self.local_domains:
+        if address.rpartition("@")[2].lower() not in self.local_domains and not self.relays():
             return f"550 5.7.1 Unable to relay for {address}"
         self.recipients.append(address)
         return f"250 2.1.5 {address}"
@@ -134,9 +140,16 @@ def _path(argument: str, keyword: str) -> str | None:
 class SmtpService:
     """The running service. Made anew at each start; `stop` ends it for good."""
 
-    def __init__(self, port: int, tarpit_seconds: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        tarpit: int | Callable[[str], float],
+        *,
+        relays: Callable[[str], bool] = lambda _client: False,
+    ) -> None:
         self.port = port
-        self.tarpit_seconds = tarpit_seconds
+        self._tarpit = tarpit if callable(tarpit) else lambda _client: tarpit
+        self._relays = relays
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
         self._sessions: set[asyncio.Task[None]] = set()
@@ -191,7 +204,8 @@ class SmtpService:
             writer.close()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        conversation = Conversation()
+        client = str(writer.get_extra_info("peername")[0])
+        conversation = Conversation(relays=lambda: self._relays(client))
         await self._send(writer, BANNER)
         while not conversation.closed:
             # asyncio.timeout and not wait_for, which before Python 3.12 could lose the cancellation by stop.
@@ -203,10 +217,10 @@ class SmtpService:
                 await self._send(writer, reply)
 
     async def _send(self, writer: asyncio.StreamWriter, reply: str) -> None:
-        if reply.startswith("5") and self.tarpit_seconds:
+        if reply.startswith("5") and (seconds := self._tarpit(str(writer.get_extra_info("peername")[0]))):
             assert self._stopping is not None
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.tarpit_seconds):
+                async with asyncio.timeout(seconds):
                     await self._stopping.wait()
         writer.write(reply.encode("latin-1", "replace") + b"\r\n")
         await writer.drain()

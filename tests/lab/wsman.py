@@ -57,6 +57,7 @@ _UNDERSTOOD: Final = frozenset(
     }.items()
     for name in names.split()
 )
+_DURATION = re.compile(r"PT(?:(\d{1,9})H)?(?:(\d{1,9})M)?(?:(\d{1,9}(?:\.\d{1,9})?)S)?")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -92,13 +93,18 @@ class Fault(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What a request asks for. Names of selectors are in lower case: they ignore case."""
+    """What a request asks for, and who asks. Names of selectors are in lower case: they ignore case.
+
+    `timeout` is its OperationTimeout in seconds, None where it has none that can be read.
+    """
 
     action: str
     resource_uri: str
     message_id: str
     selectors: Mapping[str, str]
     body: ElementTree.Element | None
+    user: str = ""
+    timeout: float | None = None
 
 
 class Resource(Protocol):
@@ -190,7 +196,7 @@ def read_header(envelope: ElementTree.Element) -> ElementTree.Element:
     return ElementTree.Element(f"{{{SOAP}}}Header") if header is None else header
 
 
-def read_request(envelope: ElementTree.Element, header: ElementTree.Element) -> Request:
+def read_request(envelope: ElementTree.Element, header: ElementTree.Element, user: str) -> Request:
     """Check the headers that every request needs, and collect them."""
     for block in header:
         demanded = block.get(f"{{{SOAP}}}mustUnderstand", "").strip().lower() in ("true", "1")
@@ -206,7 +212,18 @@ def read_request(envelope: ElementTree.Element, header: ElementTree.Element) -> 
         message_id=_required(header, ADDRESSING, "MessageID"),
         selectors=_read_selectors(header),
         body=children[0] if children else None,
+        user=user,
+        timeout=read_seconds(header.findtext(f"{{{WSMAN}}}OperationTimeout") or ""),
     )
+
+
+def read_seconds(duration: str) -> float | None:
+    """Seconds of an xs:duration of hours, minutes and seconds; None for anything else."""
+    match = _DURATION.fullmatch(duration.strip())
+    if match is None or not any(match.groups()):
+        return None
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def _required(header: ElementTree.Element, namespace: str, name: str) -> str:
@@ -242,8 +259,8 @@ class Endpoint:
         self._machine = machine
         self._interference = interference or Undisturbed()
 
-    def answer(self, body: bytes) -> Reply:
-        """Answer one request; never raises for what a client sent."""
+    def answer(self, body: bytes, user: str = "") -> Reply:
+        """Answer one request of a user; never raises for what a client sent."""
         try:
             envelope = parse_xml(body)
             header = read_header(envelope)
@@ -254,7 +271,7 @@ class Endpoint:
         note = None
         exchange: Exchange = Undisturbed()
         try:
-            request = read_request(envelope, header)
+            request = read_request(envelope, header, user)
             resource = self._find(request)
             note = resource.describe(request)
             exchange = self._interference.begin(request, note)
@@ -269,9 +286,7 @@ class Endpoint:
         for prefix, resource in self._resources:
             if wanted.startswith(prefix.lower()):
                 return resource
-        reason = "The resource URI is missing or has an incorrect format."
-        detail = "InvalidResourceURI"
-        raise Fault(INVALID_RESOURCE_URI, "a:DestinationUnreachable", reason, detail=detail)
+        raise unknown_resource()
 
     def _fault_envelope(self, fault: Fault, relates_to: str | None) -> bytes:
         message = escape(clean(fault.reason))
@@ -296,6 +311,12 @@ class Endpoint:
         # Each specification has an action for its own faults.
         namespace = {"a": ADDRESSING, "n": ENUMERATION}.get(fault.subcode.partition(":")[0], WSMAN_FAULTS)
         return _envelope(f"{namespace}/fault", relates_to, content)
+
+
+def unknown_resource() -> Fault:
+    """The fault where the ResourceURI names nothing that is here."""
+    reason = "The resource URI is missing or has an incorrect format."
+    return Fault(INVALID_RESOURCE_URI, "a:DestinationUnreachable", reason, detail="InvalidResourceURI")
 
 
 def _envelope(action: str, relates_to: str | None, content: str) -> bytes:
