@@ -19,7 +19,7 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ $# -eq 0 ] || shift
-[ ${#scenarios[@]} -gt 0 ] || scenarios=(windows greylist)
+[ ${#scenarios[@]} -gt 0 ] || scenarios=(windows exchange greylist)
 [ $# -gt 0 ] || set -- test
 
 status=0

@@ -225,7 +225,7 @@ class ExchangeShells:
     def _begin(self, runspace: Runspace, command: Command) -> None:
         if command.core.state != PSInvocationState.NotStarted:
             raise invalid("The pipeline has begun already.")
-        command.core.start()
+        command.start()
         try:
             name, arguments = command.only_cmdlet()
             invocation = self._cmdlets.bind(name, arguments, runspace.user)

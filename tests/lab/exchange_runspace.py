@@ -14,15 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from psrpcore import (
-    GetAvailableRunspacesEvent,
     PowerShell,
     PSRPEvent,
     PSRPPayload,
-    ResetRunspaceStateEvent,
     ServerPipeline,
     ServerRunspacePool,
-    SetMaxRunspacesEvent,
-    SetMinRunspacesEvent,
     StreamType,
 )
 from psrpcore.types import ErrorCategory, ErrorCategoryInfo, ErrorRecord, NETException, PSInvocationState
@@ -74,6 +70,10 @@ class Command(_Source):
         """Has it ended, and has all that it said been taken?"""
         running = (PSInvocationState.NotStarted, PSInvocationState.Running)
         return self.core.state not in running and not self.output
+
+    def start(self) -> None:
+        """It runs. psrpcore's own start() would tell the client so, which a server of Windows does not."""
+        self.core._change_state(PSInvocationState.Running, emit=False)
 
     def only_cmdlet(self) -> tuple[str, list[tuple[str | None, Any]]]:
         """The cmdlet and its arguments; LookupError where the pipeline is anything else than one cmdlet."""
@@ -138,7 +138,7 @@ class Runspace(_Source):
         return found
 
     def take(self, data: bytes) -> list[PSRPEvent[Any, Any]]:
-        """The messages that these fragments complete. What concerns the pool alone is answered here."""
+        """The messages that these fragments complete. Those for the number of runspaces get no answer."""
         _check(data)
         events = []
         try:
@@ -147,7 +147,6 @@ class Runspace(_Source):
                 if str(event.runspace_pool_id).upper() != self.id:
                     raise BadFragmentError("the message is for another runspace pool")
                 events.append(event)
-                self._adjust(event)
         except BadFragmentError:
             raise
         except Exception as error:  # psrpcore raises whatever comes up while it reads a stranger's data
@@ -156,13 +155,6 @@ class Runspace(_Source):
         if unfinished > _MAX_UNFINISHED:
             raise BadFragmentError("a message is too large")
         return events
-
-    def _adjust(self, event: PSRPEvent[Any, Any]) -> None:
-        match event:
-            case SetMaxRunspacesEvent() | SetMinRunspacesEvent() | ResetRunspaceStateEvent():
-                self.pool.runspace_availability_response(event.ci, True)
-            case GetAvailableRunspacesEvent():
-                self.pool.runspace_availability_response(event.ci, self.pool.max_runspaces)
 
     def flush(self, most: int) -> None:
         """Put what the pool has to send where Receive takes it, in packets of so many bytes at most."""

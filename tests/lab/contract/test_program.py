@@ -99,8 +99,22 @@ def test_a_host_without_smtpsvc(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     process = start("--state-file", str(file), "--no-smtpsvc")
     (host,) = wait_for(file, process)["hosts"]
-    assert host["smtp_port"] is None
+    assert (host["smtp_port"], host["exchange"]) == (None, None)
     assert reaches(host["winrm_port"])
+
+
+def test_a_host_with_exchange(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    process = start("--state-file", str(file), "--no-smtpsvc", "--exchange", "EX01, EX02")
+    (host,) = wait_for(file, process)["hosts"]
+    port = host["exchange"].pop("smtp_port")
+    assert host["exchange"] == {"path": "/PowerShell/", "servers": ["EX01", "EX02"], "server": "EX01"}
+    assert reaches(port)
+
+
+@pytest.mark.parametrize("names", ["", "EX01,", "EX 01", "a-name-that-is-too-long"])
+def test_no_names_of_servers(start: Start, tmp_path: Path, names: str) -> None:
+    assert start("--state-file", str(tmp_path / "state.json"), "--exchange", names).wait(timeout=30) == 2
 
 
 def test_a_host_with_https_dependents_and_another_windows(start: Start, tmp_path: Path) -> None:
