@@ -54,7 +54,8 @@ integration: ## Real programs against the lab on both backends
 	@# The oldest ansible-core that is supported goes with the oldest Python, where this machine has two.
 	@$(call setup,python test oldest)
 	if [ -d .cache/venvs/test-oldest ]; then \
-	    .cache/venvs/test-oldest/bin/pytest -n auto tests/unit tests/integration/test_windows.py -k 'not wine'; fi
+	    .cache/venvs/test-oldest/bin/pytest -n auto tests/unit tests/integration/test_windows.py \
+	        tests/integration/test_exchange.py -k 'not wine'; fi
 
 .PHONY: molecule
 molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers with systemd
