@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiosmtpd.controller import Controller as SmtpController
 from lab.hosts import Lab
+from lab.ports import free_port, release_port
 from tools.ansible_runs import PASSWORD_VARIABLE, Controller, Run
 from tools.refusal_delay import measure
 
@@ -90,6 +93,23 @@ def said(run: Run) -> str:
 
 def verified(run: Run, host: str) -> bool:
     return bool(run.last(host, "set_fact")["ansible_facts"]["exchange_tarpit_verified"])
+
+
+@contextmanager
+def busy_server() -> Iterator[int]:
+    """A server that has no time for anyone's mail; its port."""
+
+    class Busy:
+        async def handle_RCPT(self, *_arguments: object) -> str:
+            return "452 4.3.1 Insufficient system resources"
+
+    controller = SmtpController(Busy(), hostname="127.0.0.1", port=free_port())
+    controller.start()
+    try:
+        yield controller.port
+    finally:
+        controller.stop()
+        release_port(controller.port)
 
 
 # -- the tarpit --
@@ -194,11 +214,11 @@ def test_a_relay_ends_the_run_for_all_and_no_proxy_is_opened(site: Site, externa
     assert {site.tarpit(host) for host in FRONTS} == {5}
     told = run.last("ex01", "fail")["msg"]
     port = site.servers["ex01"]["exchange_tarpit_smtp_port"]
-    assert told.startswith(f"127.0.0.1 port {port}, asked from edge (127.0.0.1), accepted the foreign recipient")
+    assert told.startswith(f"ex01 (127.0.0.1 port {port}), asked from edge (127.0.0.1), accepted the foreign recipient")
     assert r"The receive connector for that address is EX01\Printers." in told
     assert ("has AuthMechanism ExternalAut" if external else r"ANONYMOUS LOGON has Ms-Exch-SMTP-Accept-Any") in told
-    assert ("out of its AuthMechanism" if external else r'Remove-ADPermission "EX01\Printers" -User') in told
-    assert "take the proxy's address out of its RemoteIPRanges" in told
+    assert ("out of the AuthMechanism" if external else r'Remove-ADPermission "EX01\Printers" -User') in told
+    assert "or the proxy's address out of the connector's RemoteIPRanges" in told
 
 
 @pytest.mark.parametrize("serial", [1, "100%"])
@@ -224,7 +244,7 @@ def test_a_relay_accepted_by_name_is_a_warning(site: Site) -> None:
     run = site.run(exchange_tarpit_relay_accepted_from=["edge"])
     assert run.status == 0, run.printed
     assert opened(run)
-    assert "WARNING: 127.0.0.1 port" in said(run)
+    assert "WARNING: ex01 (127.0.0.1 port" in said(run)
     assert "Accepted, since exchange_tarpit_relay_accepted_from names it" in said(run)
     assert site.run(exchange_tarpit_relay_accepted_from=["other"]).status != 0
 
@@ -256,16 +276,46 @@ def test_a_proxy_that_cannot_reach_the_server_ends_the_run(site: Site) -> None:
     run = site.run()
     assert run.status != 0
     assert not opened(run)
-    assert "127.0.0.1 port 1, asked from edge, gave no answer" in run.last("ex02", "fail")["msg"]
+    assert "ex02 (127.0.0.1 port 1), asked from edge, gave no answer" in run.last("ex02", "fail")["msg"]
 
 
-def test_a_proxy_that_cannot_be_logged_in_to_ends_the_run(site: Site) -> None:
-    # No connection of its own and one of the Exchange servers' play: the question must not come from the controller.
-    site.proxies = {"edge": {"ansible_host": "127.0.0.1", "ansible_port": 1}}
-    run = site.run(ansible_connection="local")
+def test_a_temporary_refusal_is_no_answer(site: Site) -> None:
+    with busy_server() as port:
+        site.servers["ex01"]["exchange_tarpit_smtp_port"] = port
+        run = site.run()
     assert run.status != 0
     assert not opened(run)
-    assert "edge could not ask 127.0.0.1" in run.last("ex01", "fail")["msg"]
+    assert "answered 452 (4.3.1 Insufficient system resources), which is neither" in run.last("ex01", "fail")["msg"]
+
+
+@pytest.mark.parametrize("playbook", ["", "mailops.tarpit.site"], ids=["role", "site"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        pytest.param({"ansible_host": "127.0.0.1", "ansible_port": 1}, id="no connection"),
+        pytest.param(
+            LOCAL
+            | {"ansible_become": True, "ansible_become_user": "nobody", "ansible_become_method": "su"}
+            | {"ansible_become_exe": "/bin/false"},
+            id="no become",
+        ),
+    ],
+)
+def test_a_proxy_that_cannot_be_logged_in_to_ends_the_run(site: Site, proxy: dict[str, object], playbook: str) -> None:
+    site.proxies = {"edge": proxy}
+    run = site.run("--check", playbook=playbook)
+    assert run.status != 0
+    assert not opened(run)
+    assert "edge could not ask ex01: " in run.last("ex01", "fail")["msg"]
+
+
+def test_one_server_that_a_proxy_cannot_be_asked_about_ends_the_run(site: Site) -> None:
+    site.servers["ex02"]["exchange_tarpit_check_relay_from"] = ["nowhere.invalid"]
+    run = site.run()
+    assert run.status != 0
+    assert not opened(run)
+    assert site.tarpit("ex01") == 5
+    assert "nowhere.invalid could not ask ex02: " in run.last("ex02", "fail")["msg"]
 
 
 def test_the_play_of_the_servers_does_not_say_how_proxies_are_reached(site: Site) -> None:
@@ -274,4 +324,4 @@ def test_the_play_of_the_servers_does_not_say_how_proxies_are_reached(site: Site
     playbook.write_text(json.dumps([ROLE | {"connection": "local"}, OPENED]))
     run = site.run(playbook=str(playbook))
     assert run.status != 0
-    assert "edge could not ask 127.0.0.1" in run.last("ex01", "fail")["msg"]
+    assert "edge could not ask ex01: " in run.last("ex01", "fail")["msg"]
