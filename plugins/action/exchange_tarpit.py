@@ -32,8 +32,6 @@ class _Fate:
     connector: Connector
     after: float
     changed: bool = False
-    # Not `unchanged`: after a broken connection nobody knows, and it is said so.
-    unknown: bool = False
     error: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -77,7 +75,9 @@ class ActionModule(ExchangeActionBase):
             for fate in differing:
                 fate.after, fate.changed = seconds, True
         elif differing:
-            broken = _carry_out(exchange, differing, seconds) or _read_back(exchange, selection, differing, seconds)
+            broken = _carry_out(exchange, differing, seconds)
+            if broken is None:
+                _read_back(exchange, selection, differing, seconds)
         return self._result(fates, seconds, exchange.warnings, broken)
 
     def _result(
@@ -119,14 +119,12 @@ def _carry_out(exchange: Exchange, differing: list[_Fate], seconds: int) -> Ansi
             fate.error = str(error).rstrip(".")
         except AnsibleConnectionFailure as error:
             # The command may have arrived: it counts as changed, so that nobody relies on the contrary.
-            broken, fate.changed, fate.unknown = error, True, True
+            broken, fate.changed = error, True
             fate.error = "the connection broke while it was being set: whether it is, the next run will see"
     return broken
 
 
-def _read_back(
-    exchange: Exchange, selection: Selection, differing: list[_Fate], seconds: int
-) -> AnsibleConnectionFailure | None:
+def _read_back(exchange: Exchange, selection: Selection, differing: list[_Fate], seconds: int) -> None:
     """Ask what is there now; what was set and is not so has failed."""
     try:
         there = {connector.identity: connector for connector in exchange.connectors(selection)}
@@ -134,7 +132,7 @@ def _read_back(
         for fate in differing:
             if not fate.error:
                 fate.error = f"it was set, and reading it back failed: {str(error).rstrip('.')}"
-        return None
+        return
     for fate in differing:
         connector = there.get(fate.connector.identity)
         if connector is None:
@@ -148,7 +146,6 @@ def _read_back(
                 f"Exchange took the {seconds} seconds and still has {whole(connector.tarpit_seconds)}: read it again"
                 " later, another domain controller may not have the change yet"
             )
-    return None
 
 
 def _summary(fates: list[_Fate], failed: list[_Fate], broken: AnsibleConnectionFailure | None) -> str:

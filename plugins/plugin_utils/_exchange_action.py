@@ -9,7 +9,6 @@ import typing as t
 from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
-from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._exchange import Exchange
 from ansible_collections.mailops.tarpit.plugins.plugin_utils._exchange_plan import (
@@ -153,7 +152,7 @@ def make_endpoint(options: dict[str, t.Any], variables: dict[str, t.Any]) -> End
     validate = options["validate_certs"]
     if validate is None:
         said = next((variables[name] for name in VALIDATION if name in variables), True)
-        validate = str(said).casefold() not in ("ignore", "false") if not isinstance(said, bool) else boolean(said)
+        validate = str(said).casefold() not in ("ignore", "false")
     certificate = auth == "certificate"
     return Endpoint(
         server=parts.hostname,
