@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greylist_proxy.config import Endpoint
+from greylist_proxy.config_values import Endpoint
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Rules

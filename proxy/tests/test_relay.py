@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from greylist_proxy.config import Endpoint
+from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
 from greylist_proxy.smtp.address import Parameter, Path
 from greylist_proxy.smtp.backend import Timeouts

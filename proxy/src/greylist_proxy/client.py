@@ -1,6 +1,9 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is the client: its address, and the network by which it is greylisted (RFC 6647 sections 5.5 and 7)."""
+"""Who is the client: its address, and the network by which it is greylisted (RFC 6647 sections 5.5 and 7).
+
+`origin.py` adds what the DNS knows of it.
+"""
 
 from __future__ import annotations
 

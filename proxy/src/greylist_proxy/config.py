@@ -13,37 +13,32 @@ import json
 import re
 import socket
 import tomllib
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from greylist_proxy.policy import Rules
-from greylist_proxy.smtp.address import is_domain
-
-DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-ENDPOINT = re.compile(
-    r"""
-    (?: \[ ([0-9A-Fa-f:.]+) \]     # an IPv6 address in brackets,
-    |   ([^\[\]:\s]+)             # or an IPv4 address, or a name
-    ) : ([0-9]{1,5})               # the port
-    """,
-    re.VERBOSE,
+from greylist_proxy.config_values import (
+    AbsolutePath,
+    Backends,
+    DnsLists,
+    Domain,
+    Duration,
+    Endpoint,
+    FileAddress,
+    Listeners,
+    Nameservers,
+    OptionalPath,
+    ReplyText,
+    Size,
+    StoreAddress,
+    StoreUrl,
 )
-SQLITE = "sqlite:///"
+from greylist_proxy.policy import Mode, Rules
+
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+PASSWORD = re.compile(r"://[^/@]*(?:@[^/@]*)*@")  # what must not be shown of an address
 MAX_FILE_SIZE = 1 << 20  # no configuration is larger; /dev/zero is
 
 
@@ -53,85 +48,6 @@ class ConfigError(Exception):
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
-
-
-class Endpoint(NamedTuple):
-    """A host (an address, or a name where names are allowed) and a TCP port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _with_unit(value: object, units: dict[str, int]) -> float:
-    """Turn `90s` or `35MiB` (a whole number and a unit), or a plain number, into a number."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
-    match = re.fullmatch(r"([0-9]{1,12})([A-Za-z]+)", value) if isinstance(value, str) else None
-    if match is None or match[2] not in units:
-        raise ValueError("not a number with a unit")
-    return int(match[1]) * units[match[2]]
-
-
-def _duration(value: object) -> float:
-    return float(_with_unit(value, DURATION_UNITS))
-
-
-def _size(value: object) -> float:
-    return _with_unit(value, SIZE_UNITS)
-
-
-def _endpoint(value: object, *, names: bool) -> Endpoint:
-    match = ENDPOINT.fullmatch(value) if isinstance(value, str) else None
-    if match is None or int(match[3]) > 65535:
-        raise ValueError("not host:port")
-    host = match[1] or match[2]
-    if match[1]:
-        host = str(IPv6Address(host))
-    elif not (names and is_domain(host) and not re.fullmatch(r"[0-9.]+", host)):
-        host = str(ip_address(host))
-    return Endpoint(host, int(match[3]))
-
-
-def _listener(value: object) -> Endpoint:
-    return _endpoint(value, names=False)
-
-
-def _backend(value: object) -> Endpoint:
-    endpoint = _endpoint(value, names=True)
-    if endpoint.port == 0:
-        raise ValueError("port 0")
-    return endpoint
-
-
-def _domain(value: str) -> str:
-    if not is_domain(value):
-        raise ValueError("not a domain")
-    return value.lower()
-
-
-def _unique(values: list[Any]) -> list[Any]:
-    fixed = [value for value in values if not (isinstance(value, Endpoint) and value.port == 0)]
-    if len(set(fixed)) != len(fixed):
-        raise ValueError("named twice")
-    return values
-
-
-def _sqlite_path(value: object) -> Path:
-    # Three slashes are the scheme's; the fourth begins the absolute path.
-    path = value.removeprefix(SQLITE) if isinstance(value, str) and value.startswith(SQLITE) else ""
-    if not path.startswith("/") or path.endswith("/") or "\0" in path or "?" in path or "#" in path:
-        raise ValueError("not sqlite:////path")
-    return Path(path)
-
-
-Duration = Annotated[float, BeforeValidator(_duration)]
-Size = Annotated[int, BeforeValidator(_size)]
-Domain = Annotated[str, AfterValidator(_domain)]
-Listeners = Annotated[list[Annotated[Endpoint, PlainValidator(_listener)]], AfterValidator(_unique)]
-Backends = Annotated[list[Annotated[Endpoint, PlainValidator(_backend)]], AfterValidator(_unique)]
 
 
 class _Section(BaseModel):
@@ -175,6 +91,10 @@ class BackendSection(_Section):
 class GreylistSection(_Section):
     """`[greylist]`: the settings of the decision, in seconds."""
 
+    mode: Literal["enforce", "observe", "off"] = Field(
+        default="enforce",
+        description='"enforce", "observe" (log what would happen, let everything pass) or "off"',
+    )
     delay: Duration = Field(
         default=60, ge=0, le=86400, description="a duration such as 90s, 5m, 24h or seconds, from 0s to 24h"
     )
@@ -190,6 +110,21 @@ class GreylistSection(_Section):
         le=400 * 86400,
         description="a duration such as 24h, 36d or seconds, from retry_window to 400d",
     )
+    client_key: Literal["spf", "ptr", "network"] = Field(
+        default="spf",
+        description='"spf" (the sender\'s domain where SPF vouches for the client, else its network), "ptr" (the domain '
+        'of its forward-confirmed name, else its network) or "network"',
+    )
+    auto_allow_after: int = Field(
+        default=5, ge=0, le=1000, description="a whole number of passed triplets, from 0 (never) to 1000"
+    )
+    max_pending_per_network: int = Field(
+        default=1000, ge=10, le=1_000_000, description="a whole number of triplets, from 10 to 1000000"
+    )
+    reply: ReplyText = Field(
+        default="Greylisted, try again in {seconds} seconds ({id})",
+        description="one line of printable ASCII with {id} in it, and {seconds} where wanted, up to 400 characters",
+    )
     ipv4_prefix: int = Field(default=24, ge=8, le=32, description="a whole number of bits, from 8 to 32")
     ipv6_prefix: int = Field(default=64, ge=16, le=128, description="a whole number of bits, from 16 to 128")
 
@@ -204,18 +139,106 @@ class GreylistSection(_Section):
     @property
     def rules(self) -> Rules:
         """The settings as the decision wants them."""
-        return Rules(self.delay, self.retry_window, self.lifetime)
+        return Rules(
+            delay=self.delay,
+            retry_window=self.retry_window,
+            lifetime=self.lifetime,
+            auto_allow_after=self.auto_allow_after,
+            max_pending=self.max_pending_per_network,
+            mode=Mode(self.mode),
+        )
+
+
+class AllowSection(_Section):
+    """`[allow]`: who is never greylisted, besides the entries that are made at run time."""
+
+    client_files: list[AbsolutePath] = Field(
+        default=[],
+        description="a list of absolute paths: files in the format of postgrey's whitelist_clients, or a folder with "
+        "files named whitelist_clients*",
+    )
+    recipient_files: list[AbsolutePath] = Field(
+        default=[],
+        description="a list of absolute paths: files in the format of postgrey's whitelist_recipients, or a folder with "
+        "files named whitelist_recipients*",
+    )
+    well_known: bool = Field(
+        default=True, description="true (senders known to retry badly are exempt, as the shipped list has it) or false"
+    )
+    dns_lists: DnsLists = Field(
+        default=[],
+        description='a list of DNS allow-lists with the answers that count, such as ["list.dnswl.org=127.0.[0..255].[2..3]"]',
+    )
+
+
+class TrapSection(_Section):
+    """`[trap]`: recipients that nobody writes to who means well."""
+
+    recipient_files: list[AbsolutePath] = Field(
+        default=[], description="a list of absolute paths: files with one address or domain a line"
+    )
+    block: Duration = Field(
+        default=3600, ge=0, le=3600, description="a duration such as 30m or seconds, from 0s (do not block) to 1h"
+    )
+
+
+class DnsSection(_Section):
+    """`[dns]`: how clients are looked up."""
+
+    servers: Nameservers = Field(
+        default=[],
+        description='a list of IP addresses, with ports where not 53, such as ["127.0.0.1", "[::1]:5353"]; none: the '
+        "system's own",
+    )
+    timeout: Duration = Field(
+        default=5, ge=0.1, le=30, description="a duration such as 5s or seconds for one client, from 0.1 to 30s"
+    )
+    max_in_flight: int = Field(default=500, ge=1, le=10_000, description="a whole number of queries, from 1 to 10000")
+    cache_size: int = Field(
+        default=50_000, ge=100, le=10_000_000, description="a whole number of answers, from 100 to 10000000"
+    )
 
 
 class StoreSection(_Section):
     """`[store]`: where triplets are remembered."""
 
-    url: Annotated[Path, PlainValidator(_sqlite_path)] = Field(
-        default=Path("/var/lib/greylist-proxy/greylist.db"),
-        description="sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db",
+    url: StoreUrl = Field(
+        default=FileAddress(Path("/var/lib/greylist-proxy/greylist.db")),
+        description="sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db, or "
+        "valkey://host:6379/0, valkey+sentinel://host:26379,host:26379/NAME/0, valkey+cluster://host:6379,host:6379 "
+        "(valkeys for TLS; redis and rediss are the same), without a password: that goes into password_file",
     )
     on_failure: Literal["accept", "defer"] = Field(
         default="accept", description='"accept" (mail goes on ungreylisted) or "defer"'
+    )
+    timeout: Duration = Field(
+        default=2, ge=0.05, le=30, description="a duration such as 2s or seconds, from 0.05 to 30s"
+    )
+    username: str = Field(default="", max_length=255, description="the name of a user of the Valkey server, or empty")
+    password_file: OptionalPath = Field(
+        default=None, description="the absolute path of a file that holds the Valkey password, or empty"
+    )
+    sentinel_password_file: OptionalPath = Field(
+        default=None, description="the absolute path of a file that holds the sentinels' password, or empty"
+    )
+    ca_file: OptionalPath = Field(
+        default=None,
+        description="the absolute path of a file with the authorities that may sign the Valkey server's certificate, or "
+        "empty: the system's own",
+    )
+    prefix: str = Field(
+        default="greylist",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="up to 64 letters, digits, dots, hyphens or underscores that begin every key in Valkey",
+    )
+    decisions_lifetime: Duration = Field(
+        default=7 * 86400,
+        ge=0,
+        le=400 * 86400,
+        description="a duration such as 7d or seconds, from 0s (keep none) to 400d",
+    )
+    max_decisions: int = Field(
+        default=1_000_000, ge=0, le=100_000_000, description="a whole number of decisions to keep, from 0 to 100000000"
     )
 
 
@@ -225,6 +248,9 @@ class Config(_Section):
     smtp: SmtpSection
     backend: BackendSection
     greylist: GreylistSection
+    allow: AllowSection
+    trap: TrapSection
+    dns: DnsSection
     store: StoreSection
 
     @model_validator(mode="after")
@@ -316,5 +342,5 @@ def _written(data: Any, detail: ErrorDetails) -> object:
 
 def _json(value: object) -> str:
     # JSON in ASCII: one line, and nothing that a terminal obeys, whatever was in the file.
-    text = json.dumps(value, default=str)
+    text = PASSWORD.sub("://***@", json.dumps(value, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from greylist_proxy.config import Endpoint
+from greylist_proxy.config_values import Endpoint
 from greylist_proxy.smtp.replies import (
     MAX_REPLY_LINE,
     MAX_REPLY_LINES,

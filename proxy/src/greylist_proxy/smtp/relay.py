@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from greylist_proxy.config import Endpoint
+from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
 from greylist_proxy.smtp.address import Parameter, Path
 from greylist_proxy.smtp.backend import GONE, TROUBLE, BackendError, Connection, Timeouts, connect
