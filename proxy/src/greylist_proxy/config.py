@@ -32,7 +32,6 @@ from greylist_proxy.config_values import (
     OptionalPath,
     ReplyText,
     Size,
-    StoreAddress,
     StoreUrl,
 )
 from greylist_proxy.policy import Mode, Rules
@@ -112,8 +111,8 @@ class GreylistSection(_Section):
     )
     client_key: Literal["spf", "ptr", "network"] = Field(
         default="spf",
-        description='"spf" (the sender\'s domain where SPF vouches for the client, else its network), "ptr" (the domain '
-        'of its forward-confirmed name, else its network) or "network"',
+        description='"spf" (the sender\'s domain where SPF vouches for the client, else its network), "ptr" (the '
+        'domain of its forward-confirmed name, else its network) or "network"',
     )
     auto_allow_after: int = Field(
         default=5, ge=0, le=1000, description="a whole number of passed triplets, from 0 (never) to 1000"
@@ -159,15 +158,16 @@ class AllowSection(_Section):
     )
     recipient_files: list[AbsolutePath] = Field(
         default=[],
-        description="a list of absolute paths: files in the format of postgrey's whitelist_recipients, or a folder with "
-        "files named whitelist_recipients*",
+        description="a list of absolute paths: files in the format of postgrey's whitelist_recipients, or a folder "
+        "with files named whitelist_recipients*",
     )
     well_known: bool = Field(
         default=True, description="true (senders known to retry badly are exempt, as the shipped list has it) or false"
     )
     dns_lists: DnsLists = Field(
         default=[],
-        description='a list of DNS allow-lists with the answers that count, such as ["list.dnswl.org=127.0.[0..255].[2..3]"]',
+        description="a list of DNS allow-lists with the answers that count, such as "
+        '["list.dnswl.org=127.0.[0..255].[2..3]"]',
     )
 
 
@@ -179,6 +179,12 @@ class TrapSection(_Section):
     )
     block: Duration = Field(
         default=3600, ge=0, le=3600, description="a duration such as 30m or seconds, from 0s (do not block) to 1h"
+    )
+    tarpit: Duration = Field(
+        default=10,
+        ge=0,
+        le=60,
+        description="a duration such as 10s or seconds that each refusal of such a client waits, from 0s to 60s",
     )
 
 
@@ -223,8 +229,8 @@ class StoreSection(_Section):
     )
     ca_file: OptionalPath = Field(
         default=None,
-        description="the absolute path of a file with the authorities that may sign the Valkey server's certificate, or "
-        "empty: the system's own",
+        description="the absolute path of a file with the authorities that may sign the Valkey server's certificate, "
+        "or empty: the system's own",
     )
     prefix: str = Field(
         default="greylist",

@@ -1,81 +1,206 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The decision as the SMTP side asks for it: store and policy behind one coroutine that always answers.
+"""The decision as the SMTP side asks for it: exemptions, store and policy behind one coroutine that always answers.
 
-The store may block (a disk, another process's lock), so it runs in a thread of its own: one, because calls
-must keep their order (a delivery is noted before the next sighting of the same triplet). A store that fails,
-or does not answer in time, does not stop mail: `on_failure` says what happens then.
+    exemptions (lists, entries)  ->  store (what was known)  ->  policy (the verdict)  ->  traps  ->  mode
+
+A store that fails, or does not answer in time, does not stop mail: `on_failure` says what happens then. While it
+fails, one decision a second is put to it, and the others do not wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from greylist_proxy import policy
+from greylist_proxy.client import Origin
+from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.log import Log
-from greylist_proxy.policy import Decision, Reason, Triplet, Verdict
-from greylist_proxy.store import Store
+from greylist_proxy.normalise import address_key, recipient_key
+from greylist_proxy.policy import Decision, Found, Identity, Mode, Reason, Rules, Verdict
+from greylist_proxy.store import Action, Entry, Kind, Logged, Source, Store
 from greylist_proxy.tasks import Tasks
 
 T = TypeVar("T")
 
-STORE_PATIENCE = 5.0  # seconds that a client waits for the store; longer than a store waits for a lock
-EXPIRE_EVERY = 600.0  # seconds
-EXPIRE_BATCH = 1000  # records; decisions come in between
+RETRY_EVERY = 1.0  # seconds between two questions to a store that fails
+FOLLOW_EVERY = 1.0  # seconds until a new entry counts, at most
+EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
+EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
+STORE_PATIENCE = 35.0  # seconds; a store bounds its calls by itself (store.timeout), this is for one that does not
 
 
 class Gate:
     """Decides, remembers deliveries, and keeps the store small."""
 
     def __init__(
-        self, store: Store, on_failure: str, log: Log, tasks: Tasks, clock: Callable[[], float] = time.time
+        self,
+        store: Store,
+        exemptions: Exemptions,
+        rules: Rules,
+        on_failure: str,
+        log: Log,
+        tasks: Tasks,
+        *,
+        trap_block: float = 3600.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self.rules = rules
+        self.trap_block = trap_block
         self._store = store
+        self._exemptions = exemptions
         self._on_failure = Decision(Verdict.ALLOW if on_failure == "accept" else Verdict.DEFER, Reason.STORE_FAILED)
         self._log = log
         self._tasks = tasks
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, "store")
         self._failing = False
+        self._next_try = 0.0
 
-    async def decide(self, triplet: Triplet) -> Decision:
-        """Judge a sighting, now. Never raises."""
-        decision = await self._ask(partial(self._store.observe, triplet, self._clock()))
-        return self._on_failure if decision is None else decision
+    # -- the decision --
 
-    def delivered(self, triplets: Sequence[Triplet]) -> None:
-        """Note the backend's final 250; returns at once, and a later `decide` sees it."""
-        if triplets:
-            note = partial(self._store.delivered, triplets, self._clock())
-            self._tasks.spawn(self._wait_for(self._submit(note)))
+    async def decide(self, origin: Origin, recipient: str, *, record: bool = True) -> Decision:
+        """Judge a sighting, now. Never raises; `record=False` only looks, and changes nothing."""
+        if policy.is_exempt(recipient):
+            return policy.EXEMPT
+        if self.rules.mode is Mode.OFF:
+            return policy.SWITCHED_OFF
+        decision = await self._exemptions.match(origin, recipient)
+        if decision is None:
+            decision = await self._greylist(origin, recipient, record=record)
+        return policy.in_mode(decision, self.rules.mode)
+
+    async def _greylist(self, origin: Origin, recipient: str, *, record: bool) -> Decision:
+        identities = await origin.identities()
+        listed = await self._exemptions.dns_allowed(origin)
+        sender, to = address_key(origin.sender), recipient_key(recipient)
+        question = partial(self._store.observe, identities, sender, to, record=record and listed is None)
+        sighting = await self._ask(question)
+        if sighting is None:
+            return listed or self._on_failure
+        found = list(zip(identities, sighting.found, strict=True))
+        decision = policy.judge(found, sighting.now, self.rules)
+        if decision.reason is Reason.AUTO_ALLOWED:
+            return decision
+        if listed is not None:
+            return listed
+        if await self._is_trapped(origin, recipient, decision, sighting.found):
+            return await self._trap(origin, recipient, record=record)
+        if record and self.rules.mode is Mode.OBSERVE and decision.reason is Reason.RETRIED:
+            # Nobody was made to retry here, so a second sighting is all there will ever be.
+            self._tasks.spawn(self._note_delivery(identities, sender, [to], counts=False))
+        return decision
+
+    async def _is_trapped(self, origin: Origin, recipient: str, decision: Decision, found: Sequence[Found]) -> bool:
+        """Tell whether a trap closes: only on a client that nobody vouches for and that never delivered anything."""
+        return (
+            self.trap_block > 0
+            and self._exemptions.is_trap(recipient)
+            and bool(origin.sender)
+            and decision.reason is not Reason.KNOWN
+            and all(facts.earned is None for facts in found)
+            and not (await origin.spf()).domain
+        )
+
+    async def _trap(self, origin: Origin, recipient: str, *, record: bool) -> Decision:
+        now = self._clock()
+        decision = Decision(Verdict.DEFER, Reason.TRAP, round(self.trap_block), rule=f"trap {recipient}")
+        if record and self.rules.mode is Mode.ENFORCE:
+            address = str(origin.client.address)
+            note = f"mailed the spam trap {recipient}"
+            entry = Entry(Kind.CLIENT, address, Action.BLOCK, Source.TRAP, now, now + self.trap_block, note)
+            if await self._ask(partial(self._store.put_entry, entry)):
+                self._exemptions.put(entry)
+            undo = f"greylist-proxy entries remove client {address}"
+            self._log.event("trap", client=address, recipient=recipient, seconds=round(self.trap_block), undo=undo)
+        return decision
+
+    # -- what comes of it --
+
+    def record(self, origin: Origin, recipient: str, decision: Decision, ident: str) -> None:
+        """Write the decision into the log, and into the store for those who will ask."""
+        client = origin.client
+        fields = {
+            "verdict": str(decision.verdict),
+            "reason": str(decision.reason),
+            "client": str(client.address),
+            "network": client.network,
+            "sender": origin.sender,
+            "recipient": recipient,
+            "seconds_left": decision.seconds_left,
+            "id": ident,
+        }
+        extra = {"key": decision.key, "rule": decision.rule, "would": decision.would and str(decision.would)}
+        self._log.event("decision", **fields, **{name: value for name, value in extra.items() if value})
+        self._store.note(Logged(time=self._clock(), **fields, **extra))  # type: ignore[arg-type]
+
+    def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:
+        """Note the backend's final 250 for these recipients; returns at once, and a later `decide` sees it."""
+        reasons = {decision.reason for _ignored, decision in accepted}
+        counting = policy.PASSED if self.rules.mode is Mode.ENFORCE else {Reason.KNOWN}
+        recipients = [recipient_key(recipient) for recipient, decision in accepted if decision.reason in counting]
+        if recipients or Reason.AUTO_ALLOWED in reasons:
+            counts = self.rules.mode is Mode.ENFORCE and Reason.RETRIED in reasons
+            self._tasks.spawn(self._deliver(origin, recipients, counts=counts))
+
+    async def _deliver(self, origin: Origin, recipients: Sequence[str], *, counts: bool) -> None:
+        identities = await origin.identities()
+        await self._note_delivery(identities, address_key(origin.sender), recipients, counts=counts)
+
+    async def _note_delivery(
+        self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
+    ) -> None:
+        await self._ask(partial(self._store.delivered, identities, sender, recipients, counts=counts))
+
+    # -- beside the decisions --
+
+    async def load_entries(self) -> None:
+        """Fetch all entries, so that the first client meets them; without a store there are none, and mail goes on."""
+        await self._follow(None)
+
+    async def follow_entries(self) -> None:
+        """Keep up with entries that are made elsewhere; runs until it is cancelled."""
+        position: str | None = None
+        while True:
+            position = await self._follow(position)
+            await asyncio.sleep(FOLLOW_EVERY)
+
+    async def _follow(self, position: str | None) -> str | None:
+        more = True
+        while more:
+            changes = await self._ask(partial(self._store.changes, position))
+            if changes is None:
+                break
+            self._exemptions.apply(changes)
+            position, more = changes.position, changes.more
+        return position
 
     async def keep_house(self) -> None:
-        """Remove expired records, now and then; runs until it is cancelled."""
+        """Remove what has expired, now and then; runs until it is cancelled."""
         while True:
-            removed: int | None = EXPIRE_BATCH
-            while removed == EXPIRE_BATCH:
-                removed = await self._ask(partial(self._store.expire, self._clock(), EXPIRE_BATCH))
-            await asyncio.sleep(EXPIRE_EVERY)
+            more = await self._ask(self._store.expire)
+            if not more:
+                self._exemptions.expire(self._clock())
+            await asyncio.sleep(EXPIRE_PAUSE if more else EXPIRE_EVERY)
 
     async def close(self) -> None:
         """Close the store after everything that was asked of it."""
-        await self._ask(self._store.close)
-        self._thread.shutdown(wait=False)
+        await self._store.close()
 
-    def _submit(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, call)
-
-    async def _ask(self, call: Callable[[], T]) -> T | None:
-        return await self._wait_for(self._submit(call))
-
-    async def _wait_for(self, future: asyncio.Future[T]) -> T | None:
+    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T | None:
+        """Put a question to the store, if it works; None: no answer."""
+        if self._failing and time.monotonic() < self._next_try:
+            return None
+        # While it fails, this one asks, and the others must not queue behind it.
+        self._next_try = time.monotonic() + RETRY_EVERY
         try:
-            answer = await asyncio.wait_for(future, STORE_PATIENCE)
+            async with asyncio.timeout(STORE_PATIENCE):
+                answer = await question()
         except Exception as error:  # noqa: BLE001 - whatever it is, mail goes on
+            self._next_try = time.monotonic() + RETRY_EVERY
             if not self._failing:
                 self._failing = True
                 text = str(error) or f"no answer within {STORE_PATIENCE:g} seconds"
@@ -85,3 +210,4 @@ class Gate:
             self._failing = False
             self._log.event("store", state="working")
         return answer
+

@@ -16,7 +16,8 @@ The rules:
 6.  One client may be known by several keys at once (its network, and the domain that vouches for it by SPF). Each
     has a record of its own, and whichever passes first wins.
 7.  A key with `max_pending` triplets that nobody has come back for gets no further records: what comes then
-    shares one record for each recipient domain, whose delay counts for all of it.
+    shares one record for each recipient domain, whose delay counts for all of it. That record answers for new
+    triplets until its window ends, also below the cap again: who was told to come back must find his wait counted.
 8.  A client that passed `auto_allow_after` triplets, counted at most one an hour, is exempt from then on, until
     nothing of it was delivered for `lifetime`.
 
@@ -277,7 +278,9 @@ def in_transaction(own: Decision, first: Decision | None) -> Decision:
         return own
     if own.verdict is first.verdict:
         return replace(own, seconds_left=max(own.seconds_left, first.seconds_left))
-    return replace(own, verdict=first.verdict, reason=Reason.TRANSACTION, seconds_left=first.seconds_left)
+    # What a failed store let pass earns nothing (rule 3), nor does what goes with it.
+    reason = Reason.STORE_FAILED if first.reason is Reason.STORE_FAILED else Reason.TRANSACTION
+    return replace(own, verdict=first.verdict, reason=reason, seconds_left=first.seconds_left)
 
 
 def in_mode(decision: Decision, mode: Mode) -> Decision:

@@ -83,6 +83,8 @@ class Session(SMTP):
         self._idle = False  # waiting for a command, outside a transaction
         self._stopping = False
         self._leaving = False  # after QUIT
+        self._is_trapped = False  # this client mails spam traps
+        self._waited = 0.0  # seconds in the tarpit
 
     # -- the life of a connection --
 
@@ -159,6 +161,8 @@ class Session(SMTP):
                 if self._transaction is not None:
                     self._transaction.fail()
                 reply = INTERNAL
+            if self._is_trapped and not reply.is_positive:
+                self._waited += await self._services.tarpit.hold(self._waited)
             await self._send(reply)
 
     # -- bytes and lines --
@@ -252,7 +256,12 @@ class Session(SMTP):
             address, parameters = split(argument, b"TO:")
         except AddressError as error:
             return error.reply
-        return NO_PARAMETER if parameters else await self._transaction.rcpt(address)
+        if parameters:
+            return NO_PARAMETER
+        transaction = self._transaction
+        reply = await transaction.rcpt(address)
+        self._is_trapped = self._is_trapped or transaction.is_trapped
+        return reply
 
     async def _data(self, argument: bytes) -> Reply:
         if argument:

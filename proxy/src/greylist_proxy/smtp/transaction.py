@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One transaction, from MAIL to the end of data: what each recipient is told, and why.
 
-    refused here    a domain that is not ours, routing inside the address: 550
-    deferred        greylisted: 450, and the backend never hears of it
+    refused here    a domain that is not ours, routing inside the address, a block by the operator: 550
+    deferred        greylisted, or the client has mailed a spam trap: 450, and the backend never hears of it
     passed          put to the backend at once: its answer to RCPT is the client's answer
 
 The null sender, and the names that address callouts use, are different: a callout must get the backend's true
@@ -19,13 +19,14 @@ import secrets
 from dataclasses import dataclass, field
 
 from greylist_proxy import policy
-from greylist_proxy.client import Client
+from greylist_proxy.client import Client, Identifier
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
-from greylist_proxy.policy import Decision, Reason, Triplet, Verdict
+from greylist_proxy.policy import Decision, Reason, Verdict
 from greylist_proxy.smtp.address import AddressError, Parameter, Path, parse_recipient
 from greylist_proxy.smtp.relay import Backend, Relay
 from greylist_proxy.smtp.replies import Reply, own_reply
+from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.trace import received
 from greylist_proxy.tasks import Tasks
 
@@ -53,10 +54,13 @@ class Services:
     max_message_size: int
     ipv4_prefix: int
     ipv6_prefix: int
+    greylisted_reply: str  # with {seconds} and {id}
+    identifier: Identifier
     backend: Backend
     gate: Gate
     log: Log
     tasks: Tasks
+    tarpit: Tarpit
     callouts: int = field(default=0)  # how many of MAX_CALLOUTS are taken
 
 
@@ -76,6 +80,7 @@ class Transaction:
     ) -> None:
         self._services = services
         self._client = client
+        self._origin = services.identifier.origin(client, hello.name, sender.address)
         self._hello = hello
         self._sender = sender
         self._is_callout = not sender.address or sender.local.lower() in CALLOUT_SENDERS
@@ -84,10 +89,11 @@ class Transaction:
         self._asked = 0  # RCPT commands, whatever became of them
         self._first: Decision | None = None  # the decision that set the transaction's verdict
         self._accepted: list[Path] = []  # the backend said 2xx
-        self._triplets: list[Triplet] = []  # those of them that a delivery makes known
+        self._decisions: list[tuple[str, Decision]] = []  # why they were let through
         self._owed: Reply | None = None  # the deferral that DATA has to give
         self._deferred: Reply | None = None  # what DATA says if nothing was accepted: the last 4xx
         self._has_slot = False  # one of MAX_CALLOUTS
+        self.is_trapped = False  # this client mails spam traps, and is to be tarpitted
 
     async def rcpt(self, address: str) -> Reply:
         """Answer RCPT TO:<address>."""
@@ -104,24 +110,23 @@ class Transaction:
         if recipient.domain and recipient.domain not in self._services.domains:
             self._log_decision(policy.RELAY_DENIED, address, ident)
             return RELAY_DENIED
-        triplet = None
-        decision = policy.EXEMPT
-        if not policy.is_exempt(address):
-            triplet = Triplet(
-                self._client.network, policy.address_key(self._sender.address), policy.address_key(address)
-            )
-            decision = policy.in_transaction(await self._services.gate.decide(triplet), self._first)
+        decision = policy.in_transaction(await self._services.gate.decide(self._origin, address), self._first)
         self._log_decision(decision, address, ident)
-        reply = await self._answer(recipient, triplet, decision, ident)
+        self.is_trapped = self.is_trapped or decision.is_trapped
+        reply = await self._answer(recipient, decision, ident)
         if reply.is_temporary:
             self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
         return reply
 
-    async def _answer(self, recipient: Path, triplet: Triplet | None, decision: Decision, ident: str) -> Reply:
+    async def _answer(self, recipient: Path, decision: Decision, ident: str) -> Reply:
+        if decision.verdict is Verdict.BLOCK:
+            return own_reply(550, "5.7.1", f"Blocked by the administrator of this server ({ident})")
         defers = decision.verdict is Verdict.DEFER
-        deferral = _deferral(decision, ident)
+        deferral = self._deferral(decision, ident)
+        sets = decision.reason in policy.GREYLISTED
         if defers and (not self._is_callout or (self._accepted and not self._owed)):
-            self._first = self._first or decision
+            if sets:
+                self._first = self._first or decision
             return deferral
         if defers and not self._take_slot():
             return TOO_MANY_CALLOUTS
@@ -130,12 +135,11 @@ class Transaction:
         reply = await self._relay.rcpt(recipient)
         if reply.is_positive:
             self._accepted.append(recipient)
+            self._decisions.append((recipient.address, decision))
             if defers:
                 self._owed = deferral
-            if triplet is not None:
+            if sets:
                 self._first = self._first or decision
-                if decision.reason is not Reason.STORE_FAILED:
-                    self._triplets.append(triplet)
         return reply
 
     async def data(self) -> Reply:
@@ -167,7 +171,7 @@ class Transaction:
         """End the message at the backend and return its word. Not to be cancelled: see `Session`."""
         reply = await self._relay.finish()
         if reply.is_positive:
-            self._services.gate.delivered(self._triplets)
+            self._services.gate.delivered(self._origin, self._decisions)
         self._give_slot()
         return reply
 
@@ -192,20 +196,12 @@ class Transaction:
             self._services.callouts -= 1
 
     def _log_decision(self, decision: Decision, recipient: str, ident: str) -> None:
-        self._services.log.event(
-            "decision",
-            verdict=decision.verdict,
-            reason=decision.reason,
-            client=str(self._client.address),
-            network=self._client.network,
-            sender=self._sender.address,
-            recipient=recipient,
-            seconds_left=decision.seconds_left,
-            id=ident,
-        )
+        self._services.gate.record(self._origin, recipient, decision, ident)
 
-
-def _deferral(decision: Decision, ident: str) -> Reply:
-    if decision.reason is Reason.STORE_FAILED:
-        return own_reply(451, "4.3.0", f"Temporary failure, try again later ({ident})")
-    return own_reply(450, "4.7.1", f"Greylisted, try again in {decision.seconds_left} seconds ({ident})")
+    def _deferral(self, decision: Decision, ident: str) -> Reply:
+        if decision.reason is Reason.STORE_FAILED:
+            return own_reply(451, "4.3.0", f"Temporary failure, try again later ({ident})")
+        if decision.is_trapped:
+            return own_reply(450, "4.7.1", f"Too much unwanted mail from this address, try again later ({ident})")
+        text = self._services.greylisted_reply.replace("{seconds}", str(decision.seconds_left)).replace("{id}", ident)
+        return own_reply(450, "4.7.1", text)

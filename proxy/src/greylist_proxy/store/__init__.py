@@ -179,9 +179,9 @@ class Store(Protocol):
 
         For each identity: an earner that is exempt (`policy.has_earned`) gets no record. A triplet without one gets
         `Record(now)`; one whose record lies in the future gets it brought back to now (`policy.seen`). A triplet
-        that would be new, of an identity with `max_pending` live pending ones, shares the record of
-        `Triplet(key, "", "@" + the recipient's domain)`, which is made if need be; that record is not counted, and
-        is left out of listings. `record=False` changes nothing.
+        that would be new shares the record of `Triplet(key, "", "@" + the recipient's domain)` where that one is alive,
+        or where the identity has `max_pending` live pending ones: then it is made. It is not counted, and is left
+        out of listings. `record=False` changes nothing.
         """
 
     async def delivered(
