@@ -21,11 +21,11 @@ digits,
 
     digits alone, 4 or more beside a hyphen or an equals sign, 6 or more elsewhere;
     8 or more hexadecimal digits, of which at least one is below ten; a UUID;
-    letters and digits mixed: that change 4 times within 8 or more, or twice within 20 or more; and any 9 digits in a row;
+    letters and digits mixed, changing 4 times within 8 or more, or twice within 20 or more; any 9 digits in a row;
     anything with a digit in it where the address calls itself a bounce address, or has a VERP recipient.
 
-The case of the local part is kept: RFC 5321 section 2.4 gives it to the receiving host, and no sender changes its own
-between a mail and its retry. Recipients are ours, and their tags mean something to us: only their domain loses its case.
+The case of the local part is kept: RFC 5321 section 2.4 leaves it to the receiving host, and no sender changes his own
+between a mail and its retry. Recipients are ours, and their tags mean something to us: only the domain loses its case.
 """
 
 from __future__ import annotations
