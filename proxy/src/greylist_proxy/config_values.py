@@ -49,7 +49,8 @@ def _with_unit(value: object, units: dict[str, int]) -> float:
     return int(match[1]) * units[match[2]]
 
 
-def _duration(value: object) -> float:
+def parse_duration(value: object) -> float:
+    """Return the seconds of `90s`, `5m`, `24h`, `36d`, or of a plain number of seconds. ValueError: none of these."""
     return float(_with_unit(value, DURATION_UNITS))
 
 
@@ -231,7 +232,7 @@ def _octets(text: str) -> list[int]:
     return numbers
 
 
-Duration = Annotated[float, BeforeValidator(_duration)]
+Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
 Domain = Annotated[str, AfterValidator(_domain)]
 Listeners = Annotated[list[Annotated[Endpoint, PlainValidator(_listener)]], AfterValidator(_unique)]

@@ -26,6 +26,12 @@ import traceback
 from typing import Any, TextIO
 
 
+def json_line(value: object) -> str:
+    """Return a value as one line of JSON in ASCII; what JSON does not know is written as text."""
+    # DEL is the one control character that JSON's ASCII form leaves as it is.
+    return json.dumps(value, ensure_ascii=True, default=str).replace("\x7f", "\\u007f")
+
+
 class Log:
     """Writes events. Losing a line (disk full, reader gone) must not lose mail, so errors are dropped."""
 
@@ -35,10 +41,9 @@ class Log:
     def event(self, event: str, **fields: Any) -> None:
         """Write one line. Values that JSON does not know are written as text."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, **fields}, ensure_ascii=True, default=str)
+        line = json_line({"time": now, "event": event, **fields})
         with contextlib.suppress(OSError, ValueError):
-            # DEL is the one control character that JSON's ASCII form leaves as it is.
-            self._stream.write(line.replace("\x7f", "\\u007f") + "\n")
+            self._stream.write(line + "\n")
             self._stream.flush()
 
     def exception(self, message: str, error: BaseException, **fields: Any) -> None:
