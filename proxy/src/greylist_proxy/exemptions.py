@@ -1,0 +1,236 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is decided by lists, before the greylist is asked: who is exempt, who is blocked, and in which order.
+
+1.  `postmaster` and `abuse` are never greylisted, whatever a list says (RFC 5321 section 4.5.1, RFC 2142 section 4).
+2.  The operator's allow: the list files, and entries with action `allow`.
+3.  The operator's block: entries with action `block`. Refused.
+4.  Automatic blocks: clients that mailed a spam trap. Deferred.
+5.  Other exemptions: what was learned, and the list that ships with the package. The automatic allow-list of the store
+    (rule 8 of `policy.py`) comes after these, and DNS allow-lists (`dns_allowed`) last: they cost a question each.
+
+Within 2 and 5 the order is: client address or network, client name, sender domain, sender, recipient.
+
+What a client says about itself exempts nobody: its name counts only when it is forward-confirmed, and a sender
+only with an SPF pass for the sender's own domain. To *block* a sender his claim is enough. The DNS is asked only
+where a table has something that the answer could make count: a name is looked up if any list has names, SPF is
+checked if the claimed sender is in a list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from greylist_proxy.client import Origin
+from greylist_proxy.config import AllowSection, TrapSection
+from greylist_proxy.config_values import DnsList
+from greylist_proxy.lists import dns_lists, postgrey, well_known
+from greylist_proxy.lists.entries import EntryError, fold, fold_name, mailbox
+from greylist_proxy.lists.postgrey import Loaded
+from greylist_proxy.lists.tables import Mailboxes, Match, Tables
+from greylist_proxy.policy import EXEMPT, Decision, Reason, Verdict, is_exempt
+from greylist_proxy.resolver import Resolver
+from greylist_proxy.store import Action, Changes, Entry, Kind, Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One recipient of one transaction, folded for comparisons."""
+
+    origin: Origin
+    now: float
+    sender: tuple[str, str]
+    recipient: tuple[str, str]
+
+
+class _Configured(NamedTuple):
+    """What comes from the configuration, replaced as a whole."""
+
+    files: Loaded
+    shipped: Tables
+    dns_lists: Sequence[DnsList]
+
+
+class Exemptions:
+    """The lists, in their order. Files are read when it is made, and by `reload`; entries come by `apply` and `put`.
+
+    ListError: a file can't be read. Without a resolver no DNS list is asked. `clock` gives seconds since 1970 and
+    should agree with the store's, by which entries were given the time when they expire.
+    """
+
+    def __init__(
+        self, allow: AllowSection, trap: TrapSection, resolver: Resolver | None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._resolver = resolver
+        self._clock = clock
+        self._configured = _read(allow, trap)
+        self._forget()
+
+    async def reload(self, allow: AllowSection, trap: TrapSection) -> Sequence[str]:
+        """Read the files again, and return the new `warnings`; entries stay. ListError: everything stays as it was."""
+        # A million lines take seconds.
+        self._configured = await asyncio.to_thread(_read, allow, trap)
+        return self.warnings
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """One sentence for each line of the files that does not count."""
+        return self._configured.files.warnings
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rules the files have, by kind."""
+        return self._configured.files.counts
+
+    def apply(self, changes: Changes) -> list[str]:
+        """Take over what happened to the entries; return a sentence for each that can't count."""
+        if changes.restart:
+            self._forget()
+        problems = []
+        for change in changes.changed:
+            try:
+                if isinstance(change, Entry):
+                    self.put(change)
+                else:
+                    self._remove(change.kind, change.value)
+            except EntryError as error:
+                problems.append(f"an entry of kind {change.kind} does not count: {error}")
+        return problems
+
+    def put(self, entry: Entry) -> None:
+        """Take over an entry that was just made, in place of one with its kind and value. EntryError: can't count."""
+        self._remove(entry.kind, entry.value)
+        rule = f"{entry.source}-entry:{entry.value}"
+        if entry.kind is Kind.TRAP:
+            self._traps.add(mailbox(Kind.TRAP, entry.value), rule, entry.expires)
+        else:
+            self._tables(entry).add(entry.kind, entry.value, rule, entry.expires)
+        if entry.expires is not None:
+            heapq.heappush(self._expiring, (entry.expires, entry.kind, entry.value))
+
+    def expire(self, now: float) -> None:
+        """Let go of entries that have expired. They count no more in any case; this frees their memory."""
+        while self._expiring and self._expiring[0][0] <= now:
+            _expires, kind, value = heapq.heappop(self._expiring)
+            self._remove(kind, value, expired_at=now)
+
+    async def match(self, origin: Origin, recipient: str) -> Decision | None:
+        """Decide by lists; None: no list says anything, and the greylist is to be asked."""
+        if is_exempt(recipient):
+            return EXEMPT
+        question = _Question(origin, self._clock(), fold(origin.sender), fold(recipient))
+        return (
+            await self._allowed((self._configured.files.tables, self._allow), question)
+            or await self._blocked(question)
+            or self._trapped_client(question)
+            or await self._allowed((self._learned, self._configured.shipped), question)
+        )
+
+    async def dns_allowed(self, origin: Origin) -> Decision | None:
+        """Ask the DNS allow-lists; None: not listed, or nobody to ask."""
+        lists = self._configured.dns_lists
+        if self._resolver is None or not lists:
+            return None
+        zone = await dns_lists.listed(self._resolver, origin.client.address, lists)
+        return Decision(Verdict.ALLOW, Reason.DNS_ALLOWED, rule=zone) if zone else None
+
+    def is_trap(self, recipient: str) -> bool:
+        """Tell whether a recipient is a spam trap, by file or entry; postmaster and abuse never are."""
+        if is_exempt(recipient):
+            return False
+        local, domain = fold(recipient)
+        now = self._clock()
+        return bool(self._configured.files.traps.find(local, domain, now) or self._traps.find(local, domain, now))
+
+    async def _allowed(self, lists: Sequence[Tables], question: _Question) -> Decision | None:
+        origin, now = question.origin, question.now
+        for tables in lists:
+            if match := tables.networks.find(origin.client.address, now):
+                return _allow(Reason.ALLOWED_CLIENT, match)
+        if match := await _find_name(lists, question):
+            return _allow(Reason.ALLOWED_NAME, match)
+        local, domain = question.sender
+        for reason, match in (
+            *((Reason.ALLOWED_DOMAIN, tables.senders.find_domain(domain, now)) for tables in lists),
+            *((Reason.ALLOWED_SENDER, tables.senders.find_address(local, domain, now)) for tables in lists),
+        ):
+            if match:
+                if fold_name((await origin.spf()).domain) == domain:
+                    return _allow(reason, match)
+                break  # the answer is the same for the others
+        for tables in lists:
+            if match := tables.find_recipient(*question.recipient, now):
+                return _allow(Reason.ALLOWED_RECIPIENT, match)
+        return None
+
+    async def _blocked(self, question: _Question) -> Decision | None:
+        now = question.now
+        local, domain = question.sender
+        if match := self._block.networks.find(question.origin.client.address, now) or await _find_name(
+            (self._block,), question
+        ):
+            return Decision(Verdict.BLOCK, Reason.BLOCKED_CLIENT, rule=match.rule)
+        if match := self._block.senders.find(local, domain, now):
+            return Decision(Verdict.BLOCK, Reason.BLOCKED_SENDER, rule=match.rule)
+        if match := self._block.find_recipient(*question.recipient, now):
+            return Decision(Verdict.BLOCK, Reason.BLOCKED_RECIPIENT, rule=match.rule)
+        return None
+
+    def _trapped_client(self, question: _Question) -> Decision | None:
+        match = self._trapped.networks.find(question.origin.client.address, question.now)
+        if match is None:
+            return None
+        seconds = 0 if match.expires is None else math.ceil(match.expires - question.now)
+        return Decision(Verdict.DEFER, Reason.TRAPPED, seconds, rule=match.rule)
+
+    def _forget(self) -> None:
+        self._allow = Tables()
+        self._block = Tables()
+        self._trapped = Tables()
+        self._learned = Tables()
+        self._traps = Mailboxes()
+        self._expiring: list[tuple[float, Kind, str]] = []  # a heap, by time
+
+    def _tables(self, entry: Entry) -> Tables:
+        match entry.source, entry.action:
+            case Source.OPERATOR, Action.ALLOW:
+                return self._allow
+            case Source.OPERATOR, Action.BLOCK:
+                return self._block
+            case Source.TRAP, Action.BLOCK if entry.kind is Kind.CLIENT:
+                return self._trapped
+            case Source.LEARNED, Action.ALLOW:
+                return self._learned
+        # Nothing makes such; what follows from it was never thought about.
+        raise EntryError(f"source {entry.source} does not make entries with action {entry.action}")
+
+    def _remove(self, kind: Kind, value: str, expired_at: float | None = None) -> None:
+        # Which table it is in is not remembered: that would cost more memory than looking costs time.
+        if kind is Kind.TRAP:
+            self._traps.remove(mailbox(Kind.TRAP, value), expired_at)
+            return
+        for tables in (self._allow, self._block, self._trapped, self._learned):
+            tables.remove(kind, value, expired_at)
+
+
+def _read(allow: AllowSection, trap: TrapSection) -> _Configured:
+    files = postgrey.load(allow.client_files, allow.recipient_files, trap.recipient_files)
+    return _Configured(files, well_known.load().tables() if allow.well_known else Tables(), allow.dns_lists)
+
+
+async def _find_name(lists: Sequence[Tables], question: _Question) -> Match | None:
+    asked = [tables for tables in lists if tables.has_names]
+    if not asked:
+        return None
+    names = [fold_name(name) for name in await question.origin.names()]
+    return next((match for tables in asked for name in names if (match := tables.find_name(name, question.now))), None)
+
+
+def _allow(reason: Reason, match: Match) -> Decision:
+    return Decision(Verdict.ALLOW, reason, rule=match.rule)
