@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greylist_proxy.config_values import Endpoint
-from greylist_proxy.gate import Gate
+from greylist_proxy.app import services_of
+from greylist_proxy.assembly import assemble
+from greylist_proxy.config import Config
 from greylist_proxy.log import Log
-from greylist_proxy.policy import Rules
-from greylist_proxy.smtp.relay import Backend
 from greylist_proxy.smtp.transaction import Services
-from greylist_proxy.store.sqlite import SqliteStore
+from greylist_proxy.store.factory import make_store
 from greylist_proxy.tasks import Tasks
 
+from .dns_server import DnsServer
 from .peers import Proxy, ScriptedPeer, Sink, closing
 
 
@@ -44,6 +44,18 @@ def scripted() -> Iterator[Callable[..., ScriptedPeer]]:
 
 
 @pytest.fixture
+def make_dns() -> Iterator[Callable[..., DnsServer]]:
+    """Make DNS servers with the given zones."""
+    with ExitStack() as stack:
+
+        def make(zone: str = "") -> DnsServer:
+            server: DnsServer = stack.enter_context(closing(DnsServer(zone)))
+            return server
+
+        yield make
+
+
+@pytest.fixture
 def start_proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
     """Start the program before the given backend ports; settings by section."""
     with ExitStack() as stack:
@@ -56,31 +68,36 @@ def start_proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
         yield start
 
 
-@pytest.fixture
-def make_services(tmp_path: Path) -> Callable[..., Services]:
-    """Make what sessions share, for sessions inside the test's own event loop; no delay, and a log to read."""
+class MakeServices:
+    """Makes what sessions share, for sessions inside the test's own event loop; no delay, and a log to read."""
 
-    class LoggedServices(Services):
-        def log_lines(self, event: str) -> list[dict[str, Any]]:
-            lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-            return [line for line in lines if line["event"] == event]
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stream = io.StringIO()
 
-    stream = io.StringIO()
-
-    def make(port: int) -> Services:
-        log = Log(stream)
-        tasks = Tasks(log)
-        rules = Rules(delay=0)
-        return LoggedServices(
-            hostname="mx.test",
-            domains=frozenset({"here.test"}),
-            max_message_size=1 << 20,
-            ipv4_prefix=24,
-            ipv6_prefix=64,
-            backend=Backend([Endpoint("127.0.0.1", port)], "mx.test"),
-            gate=Gate(SqliteStore(tmp_path / "greylist.db", rules), "accept", log, tasks),
-            log=log,
-            tasks=tasks,
+    def __call__(self, port: int) -> Services:
+        config = Config.model_validate(
+            {
+                "smtp": {"hostname": "mx.test", "max_message_size": "1MiB"},
+                "backend": {"hosts": [f"127.0.0.1:{port}"], "domains": ["here.test"]},
+                "greylist": {"delay": 0, "client_key": "network"},
+                "allow": {},
+                "trap": {},
+                "dns": {},
+                "store": {"url": f"sqlite:///{self._folder}/greylist.db"},
+            }
         )
+        log = Log(self._stream)
+        tasks = Tasks(log)
+        judgement = assemble(config, make_store(config.store, config.greylist.rules, log), log, tasks)
+        return services_of(config, judgement, log, tasks)
 
-    return make
+    def log_lines(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self._stream.getvalue().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture
+def make_services(tmp_path: Path) -> MakeServices:
+    """Make services before a backend port."""
+    return MakeServices(tmp_path)

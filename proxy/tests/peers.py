@@ -208,11 +208,12 @@ class Proxy:
         config: dict[str, dict[str, Any]] = {
             "smtp": {"listen": ["127.0.0.1:0"], "hostname": "mx.test"},
             "backend": {"hosts": [f"127.0.0.1:{port}" for port in backend_ports], "domains": ["here.test"]},
-            "greylist": {"delay": "1s"},
+            # No DNS, unless a test brings a server of its own.
+            "greylist": {"delay": "1s", "client_key": "network"},
             "store": {"url": f"sqlite:///{folder}/greylist.db"},
         }
         for section, keys in settings.items():
-            config[section].update(keys)
+            config.setdefault(section, {}).update(keys)
         self.config = folder / "config.toml"
         self.config.write_text(
             "".join(

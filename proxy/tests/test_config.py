@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from greylist_proxy.cli import main
-from greylist_proxy.config import Config, ConfigError, Endpoint, advice, load
-from greylist_proxy.policy import Rules
+from greylist_proxy.config import Config, ConfigError, advice, load
+from greylist_proxy.config_values import DnsList, Endpoint
+from greylist_proxy.policy import Mode, Rules
 
 LEAST = """
 [backend]
@@ -39,7 +40,11 @@ def test_the_least_configuration_and_the_defaults(tmp_path: Path) -> None:
     assert [str(each) for each in config.smtp.listen] == ["0.0.0.0:25", "[::]:25"]
     assert config.smtp.hostname
     assert config.smtp.max_message_size == 35 * 1024 * 1024
-    assert config.greylist.rules == Rules(60, 48 * 3600, 36 * 86400)
+    assert config.greylist.rules == Rules(60, 48 * 3600, 36 * 86400, 5, 1000, Mode.ENFORCE)
+    assert config.greylist.client_key == "spf"
+    assert config.greylist.reply == "Greylisted, try again in {seconds} seconds ({id})"
+    assert (config.allow.client_files, config.allow.well_known, config.allow.dns_lists) == ([], True, [])
+    assert config.dns.servers == []
     assert (config.greylist.ipv4_prefix, config.greylist.ipv6_prefix) == (24, 64)
     assert str(config.store.url) == "/var/lib/greylist-proxy/greylist.db"
     assert config.store.on_failure == "accept"
@@ -91,8 +96,62 @@ DOMAINS = 'a list of mail domains, such as ["example.org"], international ones i
 SIZE = "a size such as 35MiB (B, KiB, MiB, GiB) or a number of bytes, from 64KiB to 1GiB"
 WINDOW = "a duration such as 90s, 48h, 2d or seconds, longer than delay, to 30d"
 LIFETIME = "a duration such as 24h, 36d or seconds, from retry_window to 400d"
-GREYLIST_KEYS = "delay, retry_window, lifetime, ipv4_prefix, ipv6_prefix"
-URL = "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db"
+GREYLIST_KEYS = (
+    "mode, delay, retry_window, lifetime, client_key, auto_allow_after, max_pending_per_network, reply, ipv4_prefix, "
+    "ipv6_prefix"
+)
+SECTIONS = "smtp, backend, greylist, allow, trap, dns, store"
+URL = (
+    "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db, or valkey://host:6379/0, "
+    "valkey+sentinel://host:26379,host:26379/NAME/0, valkey+cluster://host:6379,host:6379 (valkeys for TLS; redis and "
+    "rediss are the same), without a password: that goes into password_file"
+)
+REPLY = "one line of printable ASCII with {id} in it, and {seconds} where wanted, up to 400 characters"
+SERVERS = (
+    'a list of IP addresses, with ports where not 53, such as ["127.0.0.1", "[::1]:5353"]; none: the system\'s own'
+)
+DNS_LISTS = 'a list of DNS allow-lists with the answers that count, such as ["list.dnswl.org=127.0.[0..255].[2..3]"]'
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("sqlite:////a/b.db", "/a/b.db"),
+        ("valkey://h:6379", "valkey://h:6379/0"),
+        ("redis://[::1]:6379/3", "valkey://[::1]:6379/3"),
+        ("valkeys://h.test:6379/0", "valkeys://h.test:6379/0"),
+        ("rediss://10.0.0.1:1/", "valkeys://10.0.0.1:1/0"),
+        ("valkey+sentinel://a:26379,b:26379/main", "valkey+sentinel://a:26379,b:26379/main/0"),
+        ("rediss+sentinel://a:26379/main/2", "valkeys+sentinel://a:26379/main/2"),
+        ("redis+cluster://a:1,b:2,c:3", "valkey+cluster://a:1,b:2,c:3"),
+        ("valkey+cluster://a:1/", "valkey+cluster://a:1"),
+    ],
+)
+def test_store_addresses(tmp_path: Path, written: str, address: str) -> None:
+    assert str(parse(tmp_path, f'{LEAST}[store]\nurl = "{written}"').store.url) == address
+
+
+def test_a_password_in_a_store_address_is_refused_and_not_shown(tmp_path: Path) -> None:
+    (line,) = errors(tmp_path, LEAST + '[store]\nurl = "valkey://user:geheim@x@host:6379/0"')
+    assert line == f'store.url = "valkey://***@host:6379/0": allowed is {URL}'
+
+
+@pytest.mark.parametrize(
+    ("written", "servers"),
+    [
+        ('"127.0.0.1"', ["127.0.0.1:53"]),
+        ('"::1"', ["[::1]:53"]),
+        ('"[::1]:5353", "10.1.2.3:54"', ["[::1]:5353", "10.1.2.3:54"]),
+    ],
+)
+def test_name_servers(tmp_path: Path, written: str, servers: list[str]) -> None:
+    assert [str(each) for each in parse(tmp_path, f"{LEAST}[dns]\nservers = [{written}]").dns.servers] == servers
+
+
+def test_dns_lists(tmp_path: Path) -> None:
+    text = f'{LEAST}[allow]\ndns_lists = ["List.test=127.0.[0..2;9].[1;3]"]'
+    octets = (frozenset({127}), frozenset({0}), frozenset({0, 1, 2, 9}), frozenset({1, 3}))
+    assert parse(tmp_path, text).allow.dns_lists == [DnsList("list.test", octets)]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +229,55 @@ URL = "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-prox
         # the store
         *(
             (f"[store]\nurl = {value}", f"store.url = {value}: allowed is {URL}")
-            for value in ('"sqlite:///relative.db"', '"/path"', '"valkey://host:6379/0"', '"sqlite:////dir/"', "1")
+            for value in (
+                '"sqlite:///relative.db"',
+                '"/path"',
+                '"sqlite:////dir/"',
+                "1",
+                '"mysql://host:6379/0"',
+                '"valkey://host"',
+                '"valkey://a:1,b:2/0"',
+                '"valkey://host:6379/x"',
+                '"valkey://host:6379/0/1"',
+                '"valkey+sentinel://host:26379"',
+                '"valkey+sentinel://host:26379/a b/0"',
+                '"valkey+cluster://host:6379/0"',
+                '"valkey://:6379/0"',
+            )
+        ),
+        (
+            '[store]\npassword_file = "secret"',
+            'store.password_file = "secret": allowed is the absolute path of a file that holds the Valkey password, '
+            "or empty",
+        ),
+        ('[store]\nprefix = "a:b"', None),
+        # the greylist
+        *(
+            (f"[greylist]\nreply = {value}", f"greylist.reply = {value}: allowed is {REPLY}")
+            for value in ('"Go away"', '"{id} {name}"', '"{id}\\r\\n250 OK"', '"b\\u00fccher {id}"', "5")
+        ),
+        ('[greylist]\nmode = "on"', None),
+        ('[greylist]\nclient_key = "helo"', None),
+        ("[greylist]\nauto_allow_after = -1", None),
+        ("[greylist]\nmax_pending_per_network = 9", None),
+        # lists and the DNS
+        ('[allow]\nclient_files = ["relative"]', None),
+        ('[trap]\nblock = "2h"', None),
+        *(
+            (f"[dns]\nservers = [{value}]", f"dns.servers = {value}: allowed is {SERVERS}")
+            for value in ('"dns.example.org"', '"127.0.0.1:0"', '"1.2.3"', "53")
+        ),
+        *(
+            (f"[allow]\ndns_lists = [{value}]", f"allow.dns_lists = {value}: allowed is {DNS_LISTS}")
+            for value in (
+                '"list.test"',
+                '"list.test=127.0.0"',
+                '"list.test=127.0.0.256"',
+                '"list.test=10.0.0.1"',
+                '"list.test=127.0.0.[]"',
+                '"list.test=127.0.0.[3..1]"',
+                '"=127.0.0.1"',
+            )
         ),
         (
             '[store]\non_failure = "drop"',
@@ -182,7 +289,7 @@ URL = "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-prox
             f"greylist.dealy: unknown key; known here: {GREYLIST_KEYS}",
         ),
         ("[smtp]\ntls_key = ''", "smtp.tls_key: unknown key; known here: listen, hostname, max_message_size"),
-        ("[tarpit]\nseconds = 5", "tarpit: unknown section; known here: smtp, backend, greylist, store"),
+        ("[tarpit]\nseconds = 5", f"tarpit: unknown section; known here: {SECTIONS}"),
         (
             '[smtp]\n"a\\u001b[31m\\nb" = 1',
             "smtp.a\\u001b[31m\\nb: unknown key; known here: listen, hostname, max_message_size",
@@ -193,8 +300,15 @@ URL = "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-prox
         ),
     ],
 )
-def test_an_error_names_key_value_and_what_is_allowed(tmp_path: Path, text: str, error: str) -> None:
-    assert errors(tmp_path, LEAST + text) == [error]
+def test_an_error_names_key_value_and_what_is_allowed(tmp_path: Path, text: str, error: str | None) -> None:
+    (line,) = errors(tmp_path, LEAST + text)
+    if error is None:  # the description of the key, whatever it says
+        section, key = text.split("]")[0].strip("["), text.split("\n")[1].split(" = ")[0]
+        allowed = Config.model_fields[section].annotation.model_fields[key].description  # type: ignore[union-attr]
+        assert line.startswith(f"{section}.{key} = ")
+        assert line.endswith(f": allowed is {allowed}")
+    else:
+        assert line == error
 
 
 @pytest.mark.parametrize(
@@ -234,7 +348,7 @@ def test_an_error_names_key_value_and_what_is_allowed(tmp_path: Path, text: str,
                 f"backend.hosts: is missing; allowed is {HOSTS}",
                 f'greylist.delay = "x": allowed is {DURATION}',
                 'store.on_failure = 1: allowed is "accept" (mail goes on ungreylisted) or "defer"',
-                "colour: unknown section; known here: smtp, backend, greylist, store",
+                f"colour: unknown section; known here: {SECTIONS}",
             ],
         ),
         ("[smtp", ["not TOML: Expected ']' at the end of a table declaration (at end of document)"]),

@@ -22,6 +22,7 @@ from greylist_proxy.smtp.transaction import Transaction
 from greylist_proxy.store import StoreError
 from greylist_proxy.store.sqlite import SqliteStore
 
+from .conftest import MakeServices
 from .peers import CLOSE, DEADLINE, Proxy, ScriptedPeer, Sink, Wire, until, wait_until
 
 StartProxy = Callable[..., Proxy]
@@ -348,7 +349,7 @@ async def ask(streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], line: 
 
 
 def test_an_exception_is_a_451_and_shows_nothing(
-    make_services: Callable[..., Any], sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_services: MakeServices, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(self: Transaction, *_: object) -> None:
         raise RuntimeError("the secret")
@@ -372,17 +373,17 @@ def test_an_exception_is_a_451_and_shows_nothing(
         monkeypatch.setattr(Transaction, "write", broken)
         assert (await ask(streams, b"Subject: x\r\nMAIL FROM:<smuggled@far.test>")).startswith(b"421 4.3.0 ")
         assert await ask(streams) == b""
-        assert len(services.log_lines("error")) == 2
-        assert "the secret" in services.log_lines("error")[0]["traceback"]
+        assert len(make_services.log_lines("error")) == 2
+        assert "the secret" in make_services.log_lines("error")[0]["traceback"]
 
     asyncio.run(dialogue())
     assert sink.mails == []
 
 
 def test_what_passed_by_a_store_failure_earns_nothing(
-    make_services: Callable[..., Any], sink: Sink, monkeypatch: pytest.MonkeyPatch
+    make_services: MakeServices, sink: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    async def fails(*_: object, **__: object) -> None:
         raise StoreError("disk full")
 
     async def dialogue() -> None:
@@ -398,12 +399,12 @@ def test_what_passed_by_a_store_failure_earns_nothing(
                 assert (await ask(streams, b"RCPT TO:<u@here.test>")).startswith(b"250 ")
             await ask(streams, b"DATA")
             assert (await ask(streams, MESSAGE + b".")).startswith(b"250 ")
-        assert [line["reason"] for line in services.log_lines("decision")] == ["store-failed", "new", "known"]
+        assert [line["reason"] for line in make_services.log_lines("decision")] == ["store-failed", "new", "known"]
 
     asyncio.run(dialogue())
 
 
-def test_the_command_timer_waits_for_the_client_only(make_services: Callable[..., Any], sink: Sink) -> None:
+def test_the_command_timer_waits_for_the_client_only(make_services: MakeServices, sink: Sink) -> None:
     async def dialogue() -> None:
         services = make_services(sink.port)
         sink.before_reply.clear()
@@ -426,7 +427,7 @@ def test_the_command_timer_waits_for_the_client_only(make_services: Callable[...
     assert len(sink.mails) == 1
 
 
-def test_silence_in_data_ends_the_session(make_services: Callable[..., Any], scripted: Scripted) -> None:
+def test_silence_in_data_ends_the_session(make_services: MakeServices, scripted: Scripted) -> None:
     peer = scripted()
 
     async def dialogue() -> None:
@@ -443,7 +444,7 @@ def test_silence_in_data_ends_the_session(make_services: Callable[..., Any], scr
     assert peer.messages == []
 
 
-def test_a_client_that_does_not_read_is_left(make_services: Callable[..., Any], sink: Sink) -> None:
+def test_a_client_that_does_not_read_is_left(make_services: MakeServices, sink: Sink) -> None:
     async def dialogue() -> None:
         harness = Harness((0.5, 0.5))
         _ignored, writer = await harness.open(make_services(sink.port))

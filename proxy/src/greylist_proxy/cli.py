@@ -6,16 +6,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from greylist_proxy import __version__
 from greylist_proxy.app import StartError, serve
+from greylist_proxy.commands import (
+    DONE,
+    NO,
+    WRONG,
+    decisions,
+    entries,
+    explain,
+    export,
+    import_,
+    learn,
+    stats,
+    triplets,
+)
+from greylist_proxy.commands.arguments import add_command
+from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice, load
 from greylist_proxy.log import Log
-
-DONE, NO, WRONG = 0, 1, 2
 
 DESCRIPTION = """\
 A greylisting SMTP proxy. It stands in front of a mail server, asks senders that it does not know to come back
@@ -37,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options.config)
     except ConfigError as error:
         for line in error.lines:
-            print(f"greylist-proxy: {line}", file=sys.stderr)
+            complain(line)
         return WRONG
     status: int = options.run(config, options)
     return status
@@ -53,28 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, run, text in (
-        ("serve", _serve, "run the proxy until SIGTERM; the log goes to stderr, one JSON object a line"),
-        ("check-config", _check_config, "check the configuration file, and say everything that is wrong with it"),
-    ):
-        sentence = f"{text[0].upper()}{text[1:]}."
-        command = commands.add_parser(name, help=text, description=sentence, allow_abbrev=False)
-        command.add_argument("--config", metavar="FILE", type=Path, required=True, help="the TOML file")
-        command.set_defaults(run=run)
+    add_command(commands, "serve", "run the proxy until SIGTERM; the log goes to stderr, one JSON object a line", _serve)
+    add_command(
+        commands, "check-config", "check the configuration file, and say everything that is wrong with it", _check_config
+    )
+    for command in (explain, triplets, decisions, entries, stats, export, import_, learn):
+        command.add_parser(commands)
     return parser
 
 
 def _serve(config: Config, options: argparse.Namespace) -> int:
     try:
-        asyncio.run(serve(config, Log()))
+        asyncio.run(serve(config, Log(), lambda: load(options.config)))
     except StartError as error:
-        print(f"greylist-proxy: {error}", file=sys.stderr)
+        complain(str(error))
         return NO
     return DONE
 
 
 def _check_config(config: Config, options: argparse.Namespace) -> int:
     for sentence in advice(config):
-        print(f"greylist-proxy: {options.config}: warning: {sentence}", file=sys.stderr)
+        complain(f"{options.config}: warning: {sentence}")
     print(f"{options.config}: ok")
     return DONE

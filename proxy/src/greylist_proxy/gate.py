@@ -174,7 +174,8 @@ class Gate:
             changes = await self._ask(partial(self._store.changes, position))
             if changes is None:
                 break
-            self._exemptions.apply(changes)
+            for sentence in self._exemptions.apply(changes):
+                self._log.event("warning", message=sentence)
             position, more = changes.position, changes.more
         return position
 

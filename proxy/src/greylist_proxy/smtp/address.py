@@ -38,16 +38,16 @@ MAILBOX = re.compile(
 COMMAND = re.compile(rb'\s*<((?:"(?:[^"\\]|\\.)*"|[^"<>\s])*)>(?:\s+(\S.*))?\s*', re.DOTALL)
 PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")  # esmtp-param, section 4.1.2
 ROUTING = frozenset("%!@")
+ROUTING_DENIED = own_reply(550, "5.1.3", "Routing inside an address is not allowed")
 
 
 class AddressError(Exception):
     """A path or parameter that is refused; `routing` where it asks for onward routing."""
 
-    def __init__(self, reply: Reply, *, routing: bool = False, address: str = "") -> None:
+    def __init__(self, reply: Reply, *, routing: bool = False) -> None:
         super().__init__(str(reply))
         self.reply = reply
         self.routing = routing
-        self.address = address
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,7 @@ def parse_recipient(address: str) -> Path:
     if address.lower() == "postmaster":
         return Path(address, address)
     if ROUTING & set(address.rpartition("@")[0]):
-        reply = own_reply(550, "5.1.3", "Routing inside an address is not allowed")
-        raise AddressError(reply, routing=True, address=address)
+        raise AddressError(ROUTING_DENIED, routing=True)
     return _mailbox(address, own_reply(501, "5.1.3", "Bad recipient address syntax"))
 
 

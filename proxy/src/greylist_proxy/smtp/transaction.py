@@ -23,7 +23,7 @@ from greylist_proxy.client import Client, Identifier
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Decision, Reason, Verdict
-from greylist_proxy.smtp.address import AddressError, Parameter, Path, parse_recipient
+from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Parameter, Path, parse_recipient
 from greylist_proxy.smtp.relay import Backend, Relay
 from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.tarpit import Tarpit
@@ -43,6 +43,7 @@ ONE_AT_A_TIME = own_reply(452, "4.5.3", "One recipient at a time for this sender
 RCPT_FIRST = own_reply(503, "5.5.1", "RCPT first")
 NO_RECIPIENTS = own_reply(554, "5.5.1", "No valid recipients")
 NOT_NOW = own_reply(451, "4.3.0", "No recipient can be taken now, try again later")
+REFUSALS = {Reason.RELAY_DENIED: RELAY_DENIED, Reason.ROUTING: ROUTING_DENIED}
 
 
 @dataclass
@@ -70,6 +71,19 @@ class Hello:
 
     name: str
     esmtp: bool
+
+
+def screen(address: str, domains: frozenset[str]) -> tuple[Path, Decision | None]:
+    """Parse a recipient, and decide what needs nobody to be asked. AddressError: not an address."""
+    try:
+        recipient = parse_recipient(address)
+    except AddressError as error:
+        if not error.routing:
+            raise
+        return Path(address), policy.ROUTING
+    if recipient.domain and recipient.domain not in domains:
+        return recipient, policy.RELAY_DENIED
+    return recipient, None
 
 
 class Transaction:
@@ -102,14 +116,12 @@ class Transaction:
             return TOO_MANY_RECIPIENTS
         ident = f"{self._ident}.{self._asked}"
         try:
-            recipient = parse_recipient(address)
+            recipient, refusal = screen(address, self._services.domains)
         except AddressError as error:
-            if error.routing:
-                self._log_decision(policy.ROUTING, address, ident)
             return error.reply
-        if recipient.domain and recipient.domain not in self._services.domains:
-            self._log_decision(policy.RELAY_DENIED, address, ident)
-            return RELAY_DENIED
+        if refusal is not None:
+            self._log_decision(refusal, address, ident)
+            return REFUSALS[refusal.reason]
         decision = policy.in_transaction(await self._services.gate.decide(self._origin, address), self._first)
         self._log_decision(decision, address, ident)
         self.is_trapped = self.is_trapped or decision.is_trapped

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
-from greylist_proxy.policy import Earned, Found, Identity, Record, Triplet
+from greylist_proxy.policy import Earned, Found, Identity, Record, Rules, Triplet
 
 
 class StoreError(Exception):
@@ -165,6 +165,8 @@ Item = Remembered | Allowance | Entry
 
 class Store(Protocol):
     """Each call is atomic, also between processes that share the store."""
+
+    rules: Rules  # the decision's; may be replaced while the store works
 
     @property
     def name(self) -> str:

@@ -1,0 +1,219 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`explain`: why was this mail late, and what happens to the next one.
+
+It asks the very parts that the server decides with, of the same configuration and store, and changes nothing: no
+triplet is made, no delay begins. What the server alone has in memory is not asked for, since it has nothing there that
+the store does not get within a moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from greylist_proxy.assembly import assemble
+from greylist_proxy.client import Origin, identify
+from greylist_proxy.commands import DONE, WrongUsage, on_store
+from greylist_proxy.commands.arguments import Commands, add_command
+from greylist_proxy.commands.decisions import COLUMNS, as_json, as_row
+from greylist_proxy.commands.output import (
+    iso_time,
+    local_time,
+    remark,
+    show_fields,
+    show_json,
+    show_table,
+    span,
+    visible,
+)
+from greylist_proxy.config import Config
+from greylist_proxy.lists import ListError
+from greylist_proxy.log import Log
+from greylist_proxy.normalise import address_key, recipient_key
+from greylist_proxy.policy import Decision, Reason, Record, Rules, Verdict
+from greylist_proxy.smtp.address import AddressError, parse_sender
+from greylist_proxy.smtp.transaction import screen
+from greylist_proxy.store import Logged, Store, StoreError, Wanted
+from greylist_proxy.tasks import Tasks
+
+LATELY = 10  # decisions that are shown
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that there is to say; `records` has what is remembered for each identity of the client."""
+
+    origin: Origin
+    recipient: str
+    decision: Decision
+    names: Sequence[str]
+    spf: str
+    records: Sequence[tuple[str, Record]]
+    lately: Sequence[Logged]
+
+
+def add_parser(commands: Commands) -> None:
+    """Describe the command."""
+    parser = add_command(
+        commands,
+        "explain",
+        "say what happens to a mail now, and why, without changing anything",
+        on_store(run),
+        "explain --client 192.0.2.7 --sender a@example.net --recipient u@example.org",
+    )
+    parser.add_argument("--client", metavar="ADDRESS", required=True, help="the IP address of the sending server")
+    parser.add_argument("--sender", metavar="S", required=True, help="the envelope sender; '' or '<>': the null sender")
+    parser.add_argument("--recipient", metavar="R", required=True, help="the envelope recipient")
+    parser.add_argument("--helo", metavar="NAME", default="", help="the HELO name, which SPF checks for the null sender")
+    parser.add_argument("--json", action="store_true", help="one JSON object, times in UTC")
+
+
+async def run(config: Config, store: Store, options: argparse.Namespace) -> int:
+    """Decide without a trace, and show it."""
+    answer = await _ask(config, store, options)
+    if options.json:
+        show_json(_as_json(answer, config.greylist.rules))
+    else:
+        _show(answer, config, options)
+    return DONE
+
+
+async def _ask(config: Config, store: Store, options: argparse.Namespace) -> Answer:
+    try:
+        client = identify(options.client, config.greylist.ipv4_prefix, config.greylist.ipv6_prefix)
+    except ValueError:
+        raise WrongUsage(f"{options.client!r} is not an IP address") from None
+    sender, recipient = _bare(options.sender), _bare(options.recipient)
+    try:
+        parse_sender(sender)
+        _ignored, refusal = screen(recipient, frozenset(config.backend.domains))
+    except AddressError as error:
+        raise WrongUsage(f"the server would answer: {error}") from None
+    try:
+        judgement = assemble(config, store, Log(), Tasks(Log()))
+    except ListError as error:
+        raise StoreError(str(error)) from error
+    try:
+        await judgement.gate.load_entries()
+        origin = judgement.identifier.origin(client, options.helo, sender)
+        decision = refusal or await judgement.gate.decide(origin, recipient, record=False)
+        return Answer(
+            origin,
+            recipient,
+            decision,
+            names=await origin.names(),
+            spf=await _spf(origin),
+            records=await _records(store, origin, recipient),
+            lately=[each async for each in _lately(store, sender, recipient)],
+        )
+    finally:
+        await judgement.resolver.close()
+
+
+async def _spf(origin: Origin) -> str:
+    spf = await origin.spf()
+    return f"{spf.result}, {spf.domain} vouches for the client" if spf.domain else spf.result
+
+
+async def _records(store: Store, origin: Origin, recipient: str) -> list[tuple[str, Record]]:
+    identities = await origin.identities()
+    sighting = await store.observe(identities, address_key(origin.sender), recipient_key(recipient), record=False)
+    return [
+        (identity.key, facts.record)
+        for identity, facts in zip(identities, sighting.found, strict=True)
+        if facts.record is not None
+    ]
+
+
+async def _lately(store: Store, sender: str, recipient: str) -> AsyncIterator[Logged]:
+    # Of any client: a pool has many, and the question is what became of the mail.
+    number = 0
+    async for logged in store.decisions(Wanted(sender=sender, recipient=recipient)):
+        yield logged
+        number += 1
+        if number == LATELY:
+            return
+
+
+def _as_json(answer: Answer, rules: Rules) -> dict[str, object]:
+    decision, origin = answer.decision, answer.origin
+    return {
+        "verdict": str(decision.verdict),
+        "reason": str(decision.reason),
+        "client": str(origin.client.address),
+        "network": origin.client.network,
+        "sender": origin.sender,
+        "recipient": answer.recipient,
+        "seconds_left": decision.seconds_left,
+        "id": answer.lately[0].id if answer.lately else "",
+        "meaning": decision.reason.meaning,
+        "would": str(decision.would) if decision.would else None,
+        "key": decision.key,
+        "rule": decision.rule,
+        "names": list(answer.names),
+        "spf": answer.spf,
+        "triplets": [
+            {
+                "client": key,
+                "state": "known" if record.last_used is not None else "pending",
+                "first_seen": iso_time(record.first_seen),
+                "last_used": iso_time(record.last_used),
+                "passes_from": iso_time(record.first_seen + rules.delay),
+                "expires": iso_time(_end(record, rules)),
+            }
+            for key, record in answer.records
+        ],
+        "decisions": [as_json(logged) for logged in answer.lately],
+    }
+
+
+def _show(answer: Answer, config: Config, options: argparse.Namespace) -> None:
+    decision, origin, rules = answer.decision, answer.origin, config.greylist.rules
+    show_fields(
+        [
+            ("verdict", _verdict(decision)),
+            ("reason", f"{decision.reason}, {decision.reason.meaning}"),
+            ("decided by", decision.rule or decision.key),
+            ("client", f"{origin.client.address} in {origin.client.network}"),
+            ("names", ", ".join(answer.names)),
+            ("SPF", answer.spf),
+            *(("triplet", f"{key}: {_state(record, rules)}") for key, record in answer.records),
+        ]
+    )
+    if answer.lately:
+        print(f"\nlately, from {visible(origin.sender) or '<>'} to {visible(answer.recipient)}:")
+        show_table(COLUMNS, [as_row(logged) for logged in answer.lately])
+    if decision.verdict is not Verdict.ALLOW and decision.reason not in (Reason.RELAY_DENIED, Reason.ROUTING):
+        remark(
+            f"\nto let it in now: greylist-proxy entries add client {origin.client.address} --expires 1h "
+            f"--config {options.config}"
+        )
+
+
+def _verdict(decision: Decision) -> str:
+    words = {Verdict.ALLOW: "allow, goes on to the mail server", Verdict.BLOCK: "block, refused for good"}
+    text = words.get(decision.verdict, f"defer, put off for {decision.seconds_left} seconds")
+    return f"{text} (mode observe: {decision.would} if it were enforced)" if decision.would else text
+
+
+def _state(record: Record, rules: Rules) -> str:
+    until = local_time(_end(record, rules))
+    if record.last_used is not None:
+        return f"known, last used {local_time(record.last_used)}, kept until {until}"
+    ago = span(max(time.time() - record.first_seen, 0))
+    passes = local_time(record.first_seen + rules.delay)
+    return f"pending, first seen {ago} ago, a retry passes from {passes} until {until}"
+
+
+def _end(record: Record, rules: Rules) -> float:
+    """Return when a record stops to count (`policy.is_expired`)."""
+    if record.last_used is not None:
+        return record.last_used + rules.lifetime
+    return record.first_seen + rules.retry_window
+
+
+def _bare(address: str) -> str:
+    return address[1:-1] if address.startswith("<") and address.endswith(">") else address
