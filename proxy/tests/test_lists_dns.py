@@ -6,28 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from typing import cast
 
 import pytest
 from greylist_proxy.config_values import DnsList
 from greylist_proxy.lists.dns_lists import listed
-from greylist_proxy.resolver import Resolver
+from greylist_proxy.resolver import Answer, Resolver
 
 ANY = frozenset(range(256))
 LIST = DnsList("list.example", (frozenset({127}), ANY, ANY, ANY))
 PICKY = DnsList("picky.example", (frozenset({127}), frozenset({0}), ANY, frozenset({2, 3})))
 
 
-class Answer(NamedTuple):
-    status: str
-    values: tuple[str, ...]
-    ttl: float = 60.0
-
-
 class Names:
     """A resolver that knows some names; one lookup after another is a mistake that hangs."""
 
-    def __init__(self, answers: dict[str, tuple[str, ...]], at_once: int = 1) -> None:
+    def __init__(self, answers: Mapping[str, tuple[str, ...]], at_once: int = 1) -> None:
         self.asked: list[tuple[str, str]] = []
         self._answers = answers
         self._barrier = asyncio.Barrier(at_once)
@@ -37,10 +32,12 @@ class Names:
         async with asyncio.timeout(5):
             await self._barrier.wait()
         values = self._answers.get(name, ())
-        return Answer("ok" if values else "nxdomain", values)
+        return Answer("ok" if values else "nxdomain", values, 60)
 
 
-def ask(address: str, lists: list[DnsList], answers: dict[str, tuple[str, ...]]) -> tuple[str, list[tuple[str, str]]]:
+def ask(
+    address: str, lists: list[DnsList], answers: Mapping[str, tuple[str, ...]]
+) -> tuple[str, list[tuple[str, str]]]:
     async def run() -> tuple[str, list[tuple[str, str]]]:
         names = Names(answers, len(lists))
         return await listed(cast("Resolver", names), ipaddress.ip_address(address), lists), names.asked

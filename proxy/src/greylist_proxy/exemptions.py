@@ -31,7 +31,7 @@ from greylist_proxy.client import Origin
 from greylist_proxy.config import AllowSection, TrapSection
 from greylist_proxy.config_values import DnsList
 from greylist_proxy.lists import dns_lists, postgrey, well_known
-from greylist_proxy.lists.entries import EntryError, fold, fold_name, mailbox
+from greylist_proxy.lists.entries import EntryError, Network, fold, fold_name, key
 from greylist_proxy.lists.postgrey import Loaded
 from greylist_proxy.lists.tables import Mailboxes, Match, Tables
 from greylist_proxy.policy import EXEMPT, Decision, Reason, Verdict, is_exempt
@@ -98,19 +98,20 @@ class Exemptions:
                 if isinstance(change, Entry):
                     self.put(change)
                 else:
-                    self._remove(change.kind, change.value)
+                    self._remove(change.kind, key(change.kind, change.value))
             except EntryError as error:
                 problems.append(f"an entry of kind {change.kind} does not count: {error}")
         return problems
 
     def put(self, entry: Entry) -> None:
         """Take over an entry that was just made, in place of one with its kind and value. EntryError: can't count."""
-        self._remove(entry.kind, entry.value)
+        found = key(entry.kind, entry.value)
+        self._remove(entry.kind, found)
         rule = f"{entry.source}-entry:{entry.value}"
-        if entry.kind is Kind.TRAP:
-            self._traps.add(mailbox(Kind.TRAP, entry.value), rule, entry.expires)
-        else:
-            self._tables(entry).add(entry.kind, entry.value, rule, entry.expires)
+        if entry.kind is not Kind.TRAP:
+            self._tables(entry).add(entry.kind, found, rule, entry.expires)
+        elif isinstance(found, str):
+            self._traps.add(found, rule, entry.expires)
         if entry.expires is not None:
             heapq.heappush(self._expiring, (entry.expires, entry.kind, entry.value))
 
@@ -118,7 +119,7 @@ class Exemptions:
         """Let go of entries that have expired. They count no more in any case; this frees their memory."""
         while self._expiring and self._expiring[0][0] <= now:
             _expires, kind, value = heapq.heappop(self._expiring)
-            self._remove(kind, value, expired_at=now)
+            self._remove(kind, key(kind, value), expired_at=now)
 
     async def match(self, origin: Origin, recipient: str) -> Decision | None:
         """Decide by lists; None: no list says anything, and the greylist is to be asked."""
@@ -210,13 +211,13 @@ class Exemptions:
         # Nothing makes such; what follows from it was never thought about.
         raise EntryError(f"source {entry.source} does not make entries with action {entry.action}")
 
-    def _remove(self, kind: Kind, value: str, expired_at: float | None = None) -> None:
+    def _remove(self, kind: Kind, found: Network | str, expired_at: float | None = None) -> None:
         # Which table it is in is not remembered: that would cost more memory than looking costs time.
-        if kind is Kind.TRAP:
-            self._traps.remove(mailbox(Kind.TRAP, value), expired_at)
-            return
-        for tables in (self._allow, self._block, self._trapped, self._learned):
-            tables.remove(kind, value, expired_at)
+        if kind is not Kind.TRAP:
+            for tables in (self._allow, self._block, self._trapped, self._learned):
+                tables.remove(kind, found, expired_at)
+        elif isinstance(found, str):
+            self._traps.remove(found, expired_at)
 
 
 def _read(allow: AllowSection, trap: TrapSection) -> _Configured:

@@ -61,6 +61,11 @@ def canonical(kind: Kind, value: str) -> str:
     return str(found.network_address) if found.prefixlen == found.max_prefixlen else str(found)
 
 
+def key(kind: Kind, value: str) -> Network | str:
+    """Return what a value is kept under in `tables.py`. EntryError: not a value of that kind."""
+    return client(value) if kind is Kind.CLIENT else mailbox(kind, value)
+
+
 def client(value: str) -> Network | str:
     """Read a client: a network, an address being the smallest, or a domain name. EntryError: neither."""
     if len(value) <= MAX_PATH and (":" in value or "/" in value or NUMERIC.fullmatch(value)):

@@ -20,7 +20,7 @@ from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 from greylist_proxy.client import Address
-from greylist_proxy.lists.entries import Network, client, mailbox
+from greylist_proxy.lists.entries import Network
 from greylist_proxy.store import Kind
 
 Value = str | tuple[str, float]
@@ -206,23 +206,19 @@ class Tables:
     recipients: Mailboxes = field(default_factory=Mailboxes)
     recipient_patterns: Patterns = field(default_factory=Patterns)
 
-    def add(self, kind: Kind, value: str, rule: str, expires: float | None = None) -> None:
-        """Add or replace an entry. EntryError: not a value of that kind; there is no table for traps."""
-        if kind is not Kind.CLIENT:
-            self._mailboxes(kind).add(mailbox(kind, value), rule, expires)
-        elif isinstance(found := client(value), str):
-            self.names.add(found, rule, expires)
+    def add(self, kind: Kind, key: Network | str, rule: str, expires: float | None = None) -> None:
+        """Add or replace what `entries.key` made of an entry's value; not of a trap, which stands in no list."""
+        if not isinstance(key, str):
+            self.networks.add(key, rule, expires)
         else:
-            self.networks.add(found, rule, expires)
+            self._by_text(kind).add(key, rule, expires)
 
-    def remove(self, kind: Kind, value: str, expired_at: float | None = None) -> None:
-        """Remove an entry, as `Networks.remove` does. EntryError: as for `add`."""
-        if kind is not Kind.CLIENT:
-            self._mailboxes(kind).remove(mailbox(kind, value), expired_at)
-        elif isinstance(found := client(value), str):
-            self.names.remove(found, expired_at)
+    def remove(self, kind: Kind, key: Network | str, expired_at: float | None = None) -> None:
+        """Remove an entry, as `Networks.remove` does."""
+        if not isinstance(key, str):
+            self.networks.remove(key, expired_at)
         else:
-            self.networks.remove(found, expired_at)
+            self._by_text(kind).remove(key, expired_at)
 
     def find_name(self, name: str, now: float) -> Match | None:
         """Find a client's name."""
@@ -237,8 +233,10 @@ class Tables:
         """Whether a client's name could be found: without one, nobody has to ask the DNS for it."""
         return bool(self.names or self.name_patterns)
 
-    def _mailboxes(self, kind: Kind) -> Mailboxes:
-        return {Kind.SENDER: self.senders, Kind.RECIPIENT: self.recipients}[kind]
+    def _by_text(self, kind: Kind) -> Domains | Mailboxes:
+        if kind is Kind.CLIENT:
+            return self.names
+        return self.senders if kind is Kind.SENDER else self.recipients
 
 
 def _value(rule: str, expires: float | None) -> Value:

@@ -14,7 +14,7 @@ import tomllib
 from importlib import resources
 from typing import NamedTuple
 
-from greylist_proxy.lists.entries import canonical
+from greylist_proxy.lists.entries import canonical, key
 from greylist_proxy.lists.tables import Tables
 from greylist_proxy.store import Kind
 
@@ -41,7 +41,7 @@ class WellKnown(NamedTuple):
         """Return it for looking up; a rule is called `well-known:` and the domain."""
         tables = Tables()
         for entry in self.entries:
-            tables.add(entry.kind, entry.domain, f"well-known:{entry.domain}")
+            tables.add(entry.kind, key(entry.kind, entry.domain), f"well-known:{entry.domain}")
         return tables
 
 
