@@ -156,15 +156,10 @@ class Exemptions:
                 return _allow(Reason.ALLOWED_CLIENT, match)
         if match := await _find_name(lists, question):
             return _allow(Reason.ALLOWED_NAME, match)
-        local, domain = question.sender
-        for reason, match in (
-            *((Reason.ALLOWED_DOMAIN, tables.senders.find_domain(domain, now)) for tables in lists),
-            *((Reason.ALLOWED_SENDER, tables.senders.find_address(local, domain, now)) for tables in lists),
-        ):
-            if match:
-                if fold_name((await origin.spf()).domain) == domain:
-                    return _allow(reason, match)
-                break  # the answer is the same for the others
+        if found := _find_sender(lists, question):
+            reason, match = found
+            if fold_name((await origin.spf()).domain) == question.sender[1]:
+                return _allow(reason, match)
         for tables in lists:
             if match := tables.find_recipient(*question.recipient, now):
                 return _allow(Reason.ALLOWED_RECIPIENT, match)
@@ -231,6 +226,19 @@ async def _find_name(lists: Sequence[Tables], question: _Question) -> Match | No
         return None
     names = [fold_name(name) for name in await question.origin.names()]
     return next((match for tables in asked for name in names if (match := tables.find_name(name, question.now))), None)
+
+
+def _find_sender(lists: Sequence[Tables], question: _Question) -> tuple[Reason, Match] | None:
+    local, domain = question.sender
+    if not local:
+        return None
+    for tables in lists:
+        if match := tables.senders.find_domain(domain, question.now):
+            return Reason.ALLOWED_DOMAIN, match
+    for tables in lists:
+        if match := tables.senders.find_address(local, domain, question.now):
+            return Reason.ALLOWED_SENDER, match
+    return None
 
 
 def _allow(reason: Reason, match: Match) -> Decision:

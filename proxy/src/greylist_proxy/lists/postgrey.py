@@ -23,6 +23,7 @@ left out, so that `/etc/postgrey` can be named as it is.
 
 from __future__ import annotations
 
+import io
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -157,7 +158,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         data = file.read(MAX_FILE_SIZE + 1)
     if len(data) > MAX_FILE_SIZE:
         raise ListError([f"{path}: larger than {MAX_FILE_SIZE} bytes; split it, or drop what is not needed"])
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, raw in enumerate(io.BytesIO(data.removeprefix(b"\xef\xbb\xbf")), start=1):
         line = raw.partition(b"#")[0].strip()
         if line:
             yield number, line.decode("utf-8", "surrogateescape")
