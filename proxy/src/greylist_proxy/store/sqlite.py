@@ -1,148 +1,258 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Triplets in one SQLite file, which several processes may share.
+"""The store in one SQLite file, which several processes may share.
 
-Each change is one `BEGIN IMMEDIATE` transaction: it takes the write lock before it reads, so that two
-processes never judge the same sighting on the same old record. The journal is a write-ahead log with
-`synchronous = NORMAL`: a crash of the program loses nothing, a power failure may lose the last moments (a
-sender then waits once more), and neither corrupts the file.
+The event loop never touches the file. Three threads do, each with a connection of its own: one looks sightings up
+(`sqlite_sightings.py`), one writes, and one serves people who look, so that no mail waits for a count of a
+million rows. What sightings and deliveries change is kept in an overlay (`sqlite_overlay.py`), where the next sighting
+finds it, and is committed within 100 ms (`sqlite_behind.py`, `sqlite_commit.py`).
 
-`PRAGMA user_version` holds the schema's version: 0 is an empty file, 1 is the table below.
+So within a process each sighting is one step, and of many sightings of one triplet exactly one is the first. With
+several processes each sees the others' commits, after 100 ms and a commit: two that see a triplet for the
+first time within that time both say so, and the record has the earlier of the two times.
+
+A process that is killed loses what was not committed, the last 100 ms; a power failure may take a little more.
+Both cost a sender another deferral. What operators do is on the disk before it is confirmed.
+
+While nothing can be written (the disk is full, the file locked or read-only), what is known is still answered, but a
+sighting that would have to be written is an error: a record that is lost with the process could defer a
+sender for ever. What was taken before is kept, up to a bound, and tried again every second.
+`sqlite_file.py` says what happens when the file is damaged, `sqlite_schema.py` what is in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from greylist_proxy import policy
-from greylist_proxy.policy import Decision, Record, Rules, Triplet
-from greylist_proxy.store import StoreError
-
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE triplets (
-    network TEXT NOT NULL,
-    sender TEXT NOT NULL,
-    recipient TEXT NOT NULL,
-    first_seen REAL NOT NULL,
-    last_used REAL,
-    PRIMARY KEY (network, sender, recipient)
-) WITHOUT ROWID
-"""
-SELECT = "SELECT first_seen, last_used FROM triplets WHERE network = ? AND sender = ? AND recipient = ?"
-UPSERT = """
-INSERT INTO triplets (network, sender, recipient, first_seen, last_used) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (network, sender, recipient)
-DO UPDATE SET first_seen = excluded.first_seen, last_used = excluded.last_used
-"""
-# The SQL twin of policy.is_expired; a test holds the two together.
-EXPIRE = """
-DELETE FROM triplets WHERE (network, sender, recipient) IN (
-    SELECT network, sender, recipient FROM triplets
-    WHERE CASE WHEN last_used IS NULL THEN ? - first_seen > ? ELSE ? - last_used > ? END
-    LIMIT ?
+from greylist_proxy.log import Log
+from greylist_proxy.policy import Identity, Rules, Triplet
+from greylist_proxy.store import (
+    Allowance,
+    Changes,
+    Counts,
+    Entry,
+    Item,
+    Kind,
+    Limits,
+    Logged,
+    Remembered,
+    Sighting,
+    StoreError,
+    Wanted,
+    sqlite_entries,
+    sqlite_listing,
+    sqlite_load,
 )
-"""
-# Seconds to wait for another process's write lock; longer than any transaction here takes.
-LOCK_PATIENCE = 2.0
+from greylist_proxy.store.sqlite_behind import WriteBehind
+from greylist_proxy.store.sqlite_commit import transaction
+from greylist_proxy.store.sqlite_expire import Sweep
+from greylist_proxy.store.sqlite_file import DatabaseFile
+from greylist_proxy.store.sqlite_listing import Page
+from greylist_proxy.store.sqlite_overlay import Delivery
+from greylist_proxy.store.sqlite_sightings import Sightings
+from greylist_proxy.store.sqlite_values import clean, from_ms, to_ms
+from greylist_proxy.store.sqlite_worker import Work, Worker
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+COUNT_PATIENCE = 60.0  # seconds
+LOAD_PATIENCE = 0.001  # more seconds for each item
 
 
 class SqliteStore:
-    """A `Store` in a file. It is opened on first use, and again after every error."""
+    """A `Store` in a file, which is opened on first use. `rules` may be set anew at any time."""
 
-    def __init__(self, path: Path, rules: Rules) -> None:
-        self._path = path
-        self._rules = rules
-        self._connection: sqlite3.Connection | None = None
+    def __init__(
+        self, path: Path, rules: Rules, limits: Limits, log: Log, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.rules = rules
+        self._name = str(path)
+        self._limits = limits
+        self._clock = clock
+        # The file gives up on a lock before its caller does, so that the error says what it was.
+        patience = limits.timeout * 0.8
+        self._lookups, self._writes, self._listings = (
+            Worker(f"sqlite-{task}", DatabaseFile(path, patience, log)) for task in ("lookups", "writes", "listings")
+        )
+        self._behind = WriteBehind(self._name, self._writes, self._get_rules, limits, self._now)
+        self._sightings = Sightings(self._name, self._lookups, self._behind, self._get_rules, limits)
+        self._sweep = Sweep()
+        self._is_closed = False
 
-    def observe(self, triplet: Triplet, now: float) -> Decision:
-        """Judge a sighting and keep its record, in one transaction."""
-        with self._transaction() as connection:
-            record = _read(connection, triplet)
-            following, decision = policy.observe(record, now, self._rules)
-            if following != record:
-                _write(connection, triplet, following)
-            return decision
+    @property
+    def name(self) -> str:
+        """The file's path."""
+        return self._name
 
-    def delivered(self, triplets: Iterable[Triplet], now: float) -> None:
-        """Note a delivered message for all of its triplets, in one transaction."""
-        with self._transaction() as connection:
-            for triplet in triplets:
-                _write(connection, triplet, policy.delivered(_read(connection, triplet), now))
+    # -- the decision --
 
-    def expire(self, now: float, limit: int) -> int:
-        """Remove up to `limit` expired records."""
-        with self._transaction() as connection:
-            rules = self._rules
-            return connection.execute(EXPIRE, (now, rules.retry_window, now, rules.lifetime, limit)).rowcount
+    async def observe(
+        self, identities: Sequence[Identity], sender: str, recipient: str, *, record: bool = True
+    ) -> Sighting:
+        """Look a sighting up and keep what is new of it; see `Store`."""
+        self._check_open()
+        cleaned = [Identity(clean(key), clean(earner)) for key, earner in identities]
+        return await self._sightings.observe(cleaned, clean(sender), clean(recipient), self._now(), record=record)
 
-    def close(self) -> None:
-        """Close the file."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+    async def delivered(
+        self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
+    ) -> None:
+        """Note the backend's final 250; see `Store`. Written behind."""
+        self._check_open()
+        self._behind.check_room()
+        now, overlay = self._now(), self._behind.overlay
+        for key, earner in identities:
+            for recipient in recipients:
+                overlay.deliver(Triplet(clean(key), clean(sender), clean(recipient)), now, self.rules)
+            if earner:
+                overlay.filling.earned[clean(earner)].append(Delivery(now, counts))
+        self._behind.changed()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            if self._connection is None:
-                self._connection = self._open()
-            connection = self._connection
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except (sqlite3.Error, OSError, StoreError) as error:
-            # Closing rolls back, and the next call starts from a clean file handle.
-            self.close()
-            raise StoreError(f"{self._path}: {error}") from error
-        except BaseException:
-            self.close()
-            raise
+    # -- entries --
 
-    def _open(self) -> sqlite3.Connection:
-        # Making a new file's journal a write-ahead log does not wait for locks as everything else does, so where
-        # several processes start on a new file at once, all but the first one try again.
-        end = time.monotonic() + LOCK_PATIENCE
+    async def put_entry(self, entry: Entry) -> bool:
+        """Make or replace an entry; see `Store`."""
+        cleaned, now = _clean_entry(entry), self._clock()
+        return await self._durably(lambda connection: sqlite_entries.put(connection, cleaned, now))
+
+    async def remove_entry(self, kind: Kind, value: str) -> bool:
+        """Remove an entry; see `Store`."""
+        cleaned, now = clean(value), self._clock()
+        return await self._durably(lambda connection: sqlite_entries.remove(connection, kind, cleaned, now))
+
+    async def changes(self, position: str | None) -> Changes:
+        """Return what happened to the entries since a position; see `Store`."""
+        return await self._look(lambda connection: sqlite_entries.changes(connection, position))
+
+    # -- decisions --
+
+    def note(self, decision: Logged) -> None:
+        """Keep a decision for questions; see `Store`."""
+        if not self._is_closed and self._limits.max_decisions > 0 and self._limits.decisions_lifetime > 0:
+            self._behind.note(decision)
+
+    # -- looking and moving --
+
+    def triplets(self, wanted: Wanted) -> AsyncIterator[Remembered]:
+        """Give the triplets that have not expired; see `Store`."""
+        now, rules = self._now(), self.rules
+        return self._pages(lambda connection, after: sqlite_listing.triplets(connection, after, wanted, now, rules))
+
+    def allowances(self, wanted: Wanted) -> AsyncIterator[Allowance]:
+        """Give the earners and what they have earned; see `Store`."""
+        now, rules = self._now(), self.rules
+        return self._pages(lambda connection, after: sqlite_listing.allowances(connection, after, wanted, now, rules))
+
+    def entries(self) -> AsyncIterator[Entry]:
+        """Give the entries that have not expired; see `Store`."""
+        now = self._clock()
+        return self._pages(lambda connection, after: sqlite_listing.entries(connection, after, now))
+
+    def decisions(self, wanted: Wanted) -> AsyncIterator[Logged]:
+        """Give decisions, newest first; see `Store`."""
+        return self._pages(lambda connection, after: sqlite_listing.decisions(connection, after, wanted))
+
+    async def remove_triplets(self, triplets: Sequence[Triplet]) -> int:
+        """Remove triplets; see `Store`."""
+        cleaned = [Triplet(*map(clean, triplet)) for triplet in triplets]
+        await self.flush()
+        now, rules = self._now(), self.rules
+        return await self._durably(lambda connection: sqlite_load.remove(connection, cleaned, now, rules), len(cleaned))
+
+    async def load(self, items: Sequence[Item]) -> int:
+        """Add what another store gave, in one transaction; see `Store`."""
+        cleaned = [_clean_item(item) for item in items]
+        await self.flush()
+        now, rules = self._now(), self.rules
+        return await self._durably(lambda connection: sqlite_load.load(connection, cleaned, now, rules), len(cleaned))
+
+    async def counts(self) -> Counts:
+        """Count; see `Store`. Other calls do not wait for it."""
+        with contextlib.suppress(StoreError):
+            await self.flush()
+        return await self._look(sqlite_listing.counts, COUNT_PATIENCE)
+
+    # -- the life of a store --
+
+    async def expire(self) -> bool:
+        """Remove some of what no longer counts; see `Store`."""
+        self._check_open()
+        now, rules = self._now(), self.rules
+        return await self._writes.call(
+            lambda connection: self._sweep.step(connection, now, rules, self._limits), self._limits.timeout
+        )
+
+    async def flush(self) -> None:
+        """Return when everything that was written behind is in the store; see `Store`."""
+        self._check_open()
+        await self._behind.flush()
+
+    async def close(self) -> None:
+        """Flush, and let go of the file; no error."""
+        if self._is_closed:
+            return
+        with contextlib.suppress(StoreError):
+            await self.flush()
+        self._is_closed = True
+        self._behind.stop()
+        self._sightings.stop(StoreError(f"{self._name}: closed"))
+        for worker in (self._lookups, self._writes, self._listings):
+            await worker.close(self._limits.timeout)
+
+    def _get_rules(self) -> Rules:
+        return self.rules
+
+    def _now(self) -> float:
+        # As the file keeps times, so that what is compared later is equal.
+        return from_ms(to_ms(self._clock()))
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreError(f"{self._name}: closed")
+
+    async def _look(self, work: Work[T], patience: float | None = None) -> T:
+        self._check_open()
+        return await self._listings.call(work, self._limits.timeout if patience is None else patience)
+
+    async def _durably(self, work: Work[T], items: int = 0) -> T:
+        """Do something in a transaction that is on the disk when it returns."""
+        self._check_open()
+
+        def whole(connection: sqlite3.Connection) -> T:
+            with transaction(connection, durable=True):
+                return work(connection)
+
+        return await self._writes.call(whole, self._limits.timeout + items * LOAD_PATIENCE)
+
+    async def _pages(self, read: Callable[[sqlite3.Connection, K | None], Page[T, K]]) -> AsyncIterator[T]:
+        """Give what pages hold, one after the other."""
+        # Where it can't be written, what is in the file can still be looked at.
+        with contextlib.suppress(StoreError):
+            await self.flush()
+        after: K | None = None
         while True:
-            try:
-                return self._open_now()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                    raise
-            time.sleep(0.01)
-
-    def _open_now(self) -> sqlite3.Connection:
-        # Who mails whom is nobody's business: SQLite gives its -wal and -shm files the same mode.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        # Calls come one at a time, but not always from the thread that opened the file.
-        connection = sqlite3.connect(self._path, timeout=LOCK_PATIENCE, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("BEGIN IMMEDIATE")
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                connection.execute(SCHEMA)
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION:d}")
-            elif version != SCHEMA_VERSION:
-                raise StoreError(f"schema version {version} is not {SCHEMA_VERSION}, which this program knows")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+            page = await self._look(lambda connection, after=after: read(connection, after))  # type: ignore[misc]
+            for row in page.rows:
+                yield row
+            if page.following is None:
+                return
+            after = page.following
 
 
-def _read(connection: sqlite3.Connection, triplet: Triplet) -> Record | None:
-    row = connection.execute(SELECT, triplet).fetchone()
-    return Record(*row) if row else None
+def _clean_entry(entry: Entry) -> Entry:
+    return replace(entry, value=clean(entry.value), note=clean(entry.note))
 
 
-def _write(connection: sqlite3.Connection, triplet: Triplet, record: Record) -> None:
-    connection.execute(UPSERT, (*triplet, record.first_seen, record.last_used))
+def _clean_item(item: Item) -> Item:
+    if isinstance(item, Remembered):
+        return replace(item, triplet=Triplet(*map(clean, item.triplet)))
+    if isinstance(item, Allowance):
+        return replace(item, earner=clean(item.earner))
+    return _clean_entry(item)

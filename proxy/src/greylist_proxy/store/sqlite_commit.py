@@ -1,0 +1,183 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing a generation into the file: one transaction, one statement for each kind of row.
+
+The rules by which rows merge are those of `sqlite_overlay.py`. What is earned is counted in Python, by
+`policy.earn`: only deliveries come here, and a second version of rule 8 in SQL would have to be kept in step.
+
+These commits are not waited for to reach the disk (`synchronous = NORMAL`): a power failure may take the last
+moments, which costs a deferral, and a crash of the program at most the last 100 ms. What operators do is (`FULL`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+
+from greylist_proxy import policy
+from greylist_proxy.policy import Earned, Rules
+from greylist_proxy.store import Logged
+from greylist_proxy.store.sqlite_overlay import Generation
+from greylist_proxy.store.sqlite_values import as_json, clean, from_ms, to_ms
+
+_PENDING = """
+INSERT INTO pending (client, sender, recipient, first_seen)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]')
+FROM json_each(:rows)
+WHERE NOT EXISTS (
+    SELECT 1 FROM known
+    WHERE known.client = json_extract(value, '$[0]') AND known.sender = json_extract(value, '$[1]')
+        AND known.recipient = json_extract(value, '$[2]')
+        AND json_extract(value, '$[3]') - known.last_used <= :lifetime
+)
+ON CONFLICT (client, sender, recipient) DO UPDATE SET first_seen = CASE
+    WHEN excluded.first_seen - pending.first_seen > :retry_window THEN excluded.first_seen
+    ELSE min(excluded.first_seen, pending.first_seen)
+END
+"""
+_REPLACED = "DELETE FROM known WHERE client = ? AND sender = ? AND recipient = ? AND ? - last_used > ?"
+_KNOWN = """
+INSERT INTO known (client, sender, recipient, first_seen, last_used)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    min(json_extract(value, '$[3]'), coalesce((
+        SELECT pending.first_seen FROM pending
+        WHERE pending.client = json_extract(value, '$[0]') AND pending.sender = json_extract(value, '$[1]')
+            AND pending.recipient = json_extract(value, '$[2]')
+            AND json_extract(value, '$[4]') - pending.first_seen <= :retry_window
+    ), json_extract(value, '$[3]'))),
+    json_extract(value, '$[4]')
+FROM json_each(:rows)
+WHERE true
+ON CONFLICT (client, sender, recipient) DO UPDATE SET
+    first_seen = CASE
+        WHEN excluded.last_used - known.last_used > :lifetime THEN excluded.first_seen
+        ELSE min(excluded.first_seen, known.first_seen)
+    END,
+    last_used = excluded.last_used
+"""
+_NO_LONGER_PENDING = """
+DELETE FROM pending WHERE (client, sender, recipient) IN (
+    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]')
+    FROM json_each(:rows)
+)
+"""
+_READ_EARNED = """
+SELECT json_group_array(json_array(earner, passes, counted_at, last_used))
+FROM earned WHERE earner IN (SELECT value FROM json_each(?))
+"""
+_WRITE_EARNED = """
+INSERT OR REPLACE INTO earned (earner, passes, counted_at, last_used)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]')
+FROM json_each(?)
+"""
+_DECISIONS = """
+INSERT INTO decisions (time, verdict, reason, client, network, sender, recipient, seconds_left, mail_id, "key", rule,
+    would)
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
+    json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
+    json_extract(value, '$[6]'), json_extract(value, '$[7]'), json_extract(value, '$[8]'),
+    json_extract(value, '$[9]'), json_extract(value, '$[10]'), json_extract(value, '$[11]')
+FROM json_each(?)
+"""
+_COMMITTED = "INSERT OR REPLACE INTO writers (id, number, used) VALUES (?, ?, ?)"
+
+
+@contextlib.contextmanager
+def transaction(connection: sqlite3.Connection, *, durable: bool = False) -> Iterator[None]:
+    """Hold the write lock, and commit; `durable`: on the disk."""
+    if durable:
+        connection.execute("PRAGMA synchronous = FULL")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            # After some errors SQLite has done it already.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+    finally:
+        if durable:
+            connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def commit(connection: sqlite3.Connection, generation: Generation, writer: int, now: float, rules: Rules) -> None:
+    """Write a generation."""
+    with transaction(connection):
+        _commit_triplets(connection, generation, rules)
+        _commit_earned(connection, generation, rules)
+        if generation.decisions:
+            connection.execute(_DECISIONS, (as_json(_decision_row(decision) for decision in generation.decisions),))
+        connection.execute(_COMMITTED, (writer, generation.number, to_ms(now)))
+
+
+def read_earned(connection: sqlite3.Connection, earners: Iterable[str]) -> dict[str, Earned]:
+    """Return what the file says of earners."""
+    (text,) = connection.execute(_READ_EARNED, (as_json(earners),)).fetchone()
+    return {
+        earner: Earned(passes, from_ms(counted_at), from_ms(last_used))
+        for earner, passes, counted_at, last_used in json.loads(text)
+    }
+
+
+def write_earned(connection: sqlite3.Connection, earned: dict[str, Earned]) -> None:
+    """Write what earners have."""
+    rows = ((key, value.passes, to_ms(value.counted_at), to_ms(value.last_used)) for key, value in earned.items())
+    connection.execute(_WRITE_EARNED, (as_json(rows),))
+
+
+def _commit_triplets(connection: sqlite3.Connection, generation: Generation, rules: Rules) -> None:
+    # Rows that come in the order of the primary key touch each of its pages once.
+    records = sorted(generation.records.items())
+    windows = {"retry_window": to_ms(rules.retry_window), "lifetime": to_ms(rules.lifetime)}
+    if pending := [(*triplet, to_ms(record.first_seen)) for triplet, record in records if record.last_used is None]:
+        for triplet in generation.replaced:
+            now = to_ms(generation.records[triplet].first_seen)
+            connection.execute(_REPLACED, (*triplet, now, windows["lifetime"]))
+        connection.execute(_PENDING, {"rows": as_json(pending), **windows})
+    known = [
+        (*triplet, to_ms(record.first_seen), to_ms(record.last_used))
+        for triplet, record in records
+        if record.last_used is not None
+    ]
+    if known:
+        rows = as_json(known)
+        connection.execute(_KNOWN, {"rows": rows, **windows})
+        connection.execute(_NO_LONGER_PENDING, {"rows": rows})
+
+
+def _commit_earned(connection: sqlite3.Connection, generation: Generation, rules: Rules) -> None:
+    if not generation.earned:
+        return
+    before = read_earned(connection, generation.earned)
+    after: dict[str, Earned] = {}
+    for earner, deliveries in generation.earned.items():
+        earned = before.get(earner)
+        for delivery in deliveries:
+            earned = policy.earn(earned, delivery.time, rules, counts=delivery.counts)
+        if earned is not None and earned != before.get(earner):
+            after[earner] = earned
+    if after:
+        write_earned(connection, after)
+
+
+def _decision_row(decision: Logged) -> tuple[object, ...]:
+    return (
+        to_ms(decision.time),
+        decision.verdict,
+        decision.reason,
+        clean(decision.client),
+        clean(decision.network),
+        clean(decision.sender),
+        clean(decision.recipient),
+        decision.seconds_left,
+        clean(decision.id),
+        clean(decision.key),
+        clean(decision.rule),
+        decision.would,
+    )
