@@ -1,14 +1,30 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who is the client: its address, and the network by which it is greylisted (RFC 6647 sections 5.5 and 7).
+"""Who is the client: its address, the network by which it is greylisted (RFC 6647 sections 5.5 and 7), and what the DNS
+says of it.
 
-`origin.py` adds what the DNS knows of it.
+The network is always one of its identities. A domain that vouches for the address (`spf.py`), or that its confirmed
+name belongs to (`names.py`), is another, and lets a sender's pool of addresses be one sender. The DNS is asked when
+somebody wants to know, once for each question, and is given `timeout` seconds for all of them together: if it
+fails, the client is its network, as it would be without.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from greylist_proxy.log import Log
+from greylist_proxy.names import confirmed_name, looks_dynamic, registrable_domain
+from greylist_proxy.policy import Identity
+from greylist_proxy.resolver import Resolver
+from greylist_proxy.spf import Spf, SpfChecker
+
+T = TypeVar("T")
+ClientKey = Literal["spf", "ptr", "network"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -37,3 +53,110 @@ def identify(peer: str, ipv4_prefix: int, ipv6_prefix: int) -> Client:
         address = address.ipv4_mapped
     prefix = ipv4_prefix if address.version == 4 else ipv6_prefix
     return Client(address, str(ipaddress.ip_network((address, prefix), strict=False)))
+
+
+class Origin:
+    """One client with one sender, and what is found out about them; made by `Identifier.origin`.
+
+    `helo` and `sender` are as the client gave them, the null sender is "".
+    """
+
+    __slots__ = ("_deadline", "_identifier", "_identities", "_lock", "_names", "_spf", "client", "helo", "sender")
+
+    def __init__(self, identifier: Identifier, client: Client, helo: str, sender: str) -> None:
+        self.client = client
+        self.helo = helo
+        self.sender = sender
+        self._identifier = identifier
+        self._lock = asyncio.Lock()
+        self._deadline: float | None = None
+        self._names: tuple[str, ...] | None = None
+        self._spf: Spf | None = None
+        self._identities: tuple[Identity, ...] | None = None
+
+    async def names(self) -> tuple[str, ...]:
+        """Return the client's forward-confirmed names, in lower case; none where the DNS fails."""
+        async with self._lock:
+            if self._names is not None:
+                return self._names
+            names: tuple[str, ...] = await self._ask(self._identifier.find_names, ())
+            self._names = names
+            return names
+
+    async def spf(self) -> Spf:
+        """Return what SPF says of client and sender (of client and HELO name, for the null sender)."""
+        async with self._lock:
+            if self._spf is None:
+                self._spf = await self._ask(self._identifier.check_spf, Spf("temperror"))
+            return self._spf
+
+    async def identities(self) -> tuple[Identity, ...]:
+        """Return how the client is recognised: by its network first, then by what `client_key` adds."""
+        if self._identities is None:
+            network = Identity(self.client.network, str(self.client.address))
+            self._identities = (network, *await self._further())
+        return self._identities
+
+    async def _further(self) -> list[Identity]:
+        match self._identifier.client_key:
+            case "spf":
+                domain = (await self.spf()).domain
+                return [Identity(f"spf:{domain}", f"spf:{domain}")] if domain else []
+            case "ptr":
+                address = self.client.address
+                domains = [registrable_domain(name) for name in await self.names() if not looks_dynamic(name, address)]
+                # A hoster's domain is in the names of all its customers: it earns nothing.
+                return [Identity(f"ptr:{domain}", "") for domain in dict.fromkeys(domains) if domain]
+            case "network":
+                return []
+
+    async def _ask(self, question: Callable[[Origin], Awaitable[T]], otherwise: T) -> T:
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._identifier.timeout
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await question(self)
+        except TimeoutError:
+            return otherwise
+        except Exception as error:  # noqa: BLE001 - mail goes on by the network; the log has what went wrong
+            self._identifier.failed(error)
+            return otherwise
+
+
+class Identifier:
+    """Makes origins. Without a resolver or a checker there are no names and no SPF; `timeout` is in seconds."""
+
+    def __init__(
+        self,
+        resolver: Resolver | None,
+        spf_checker: SpfChecker | None,
+        client_key: ClientKey,
+        timeout: float,
+        log: Log,
+    ) -> None:
+        self.client_key = client_key
+        self.timeout = timeout
+        self._resolver = resolver
+        self._spf_checker = spf_checker
+        self._log = log
+        self._logged: set[type[Exception]] = set()
+
+    def origin(self, client: Client, helo: str, sender: str) -> Origin:
+        """Make an origin; nothing is asked yet."""
+        return Origin(self, client, helo, sender)
+
+    async def find_names(self, origin: Origin) -> tuple[str, ...]:
+        """Ask the DNS for the client's confirmed names."""
+        return await confirmed_name(self._resolver, origin.client.address) if self._resolver else ()
+
+    async def check_spf(self, origin: Origin) -> Spf:
+        """Check the sender."""
+        if self._spf_checker is None:
+            return Spf("none")
+        return await self._spf_checker.check(origin.client.address, origin.sender, origin.helo)
+
+    def failed(self, error: Exception) -> None:
+        """Log a fault of ours, the first of each kind: clients must not be able to fill the log with it."""
+        if type(error) not in self._logged:
+            self._logged.add(type(error))
+            self._log.exception("identifying a client failed", error)
