@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from greylist_proxy.lists import ListError
-from greylist_proxy.lists.entries import EntryError, client, mailbox, network, quoted
+from greylist_proxy.lists.entries import EntryError, Network, canonical, client, mailbox, network, quoted
 from greylist_proxy.lists.tables import Mailboxes, PatternError, Patterns, Tables
 from greylist_proxy.store import Kind
 
@@ -69,6 +69,27 @@ def load(clients: Iterable[Path], recipients: Iterable[Path], traps: Iterable[Pa
     reader.read(recipients, "whitelist_recipients", lambda line, rule: _recipient(tables, line, rule))
     reader.read(traps, "", lambda line, rule: trap_table.add(mailbox(Kind.TRAP, line), rule))
     return reader.finish()
+
+
+def entries(clients: Iterable[Path], recipients: Iterable[Path]) -> tuple[list[tuple[Kind, str, str]], list[str]]:
+    """Return the rules as entries are written (kind, value, the rule's name), and warnings. ListError as `load`.
+
+    A regular expression can't be an entry, and costs a warning.
+    """
+    reader = _Reader()
+    found: list[tuple[Kind, str, str]] = []
+
+    def take(kind: Kind, line: str, rule: str) -> None:
+        if line.startswith("/"):
+            raise PatternError(
+                f"{quoted(line)}: no entry can be a regular expression; name the file in [allow] instead"
+            )
+        value = str(_network_or_name(line)) if kind is Kind.CLIENT else line
+        found.append((kind, canonical(kind, value), rule))
+
+    reader.read(clients, "whitelist_clients", lambda line, rule: take(Kind.CLIENT, line, rule))
+    reader.read(recipients, "whitelist_recipients", lambda line, rule: take(Kind.RECIPIENT, line, rule))
+    return found, reader.finish().warnings
 
 
 class _Reader:
@@ -112,14 +133,18 @@ class _Reader:
 def _client(tables: Tables, line: str, rule: str) -> None:
     if _pattern(tables.name_patterns, line, rule):
         return
-    if PARTIAL.fullmatch(line):
-        octets = line.removesuffix(".").split(".")
-        line = f"{'.'.join(octets + ['0'] * (4 - len(octets)))}/{8 * len(octets)}"
-    found = network(line, host_bits=True) if "/" in line or ":" in line else client(line)
+    found = _network_or_name(line)
     if isinstance(found, str):
         tables.names.add(found, rule)
     else:
         tables.networks.add(found, rule)
+
+
+def _network_or_name(line: str) -> Network | str:
+    if PARTIAL.fullmatch(line):
+        octets = line.removesuffix(".").split(".")
+        line = f"{'.'.join(octets + ['0'] * (4 - len(octets)))}/{8 * len(octets)}"
+    return network(line, host_bits=True) if "/" in line or ":" in line else client(line)
 
 
 def _recipient(tables: Tables, line: str, rule: str) -> None:
