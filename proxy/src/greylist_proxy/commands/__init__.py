@@ -1,0 +1,111 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Commands that look into the store or change it, and what they have in common.
+
+A module has one command: `add_parser` describes it, and each of its actions is a coroutine that gets the
+configuration, the opened store and the options, and returns an exit status. `on_store` makes of such a coroutine
+what `cli.main` calls.
+
+The store is opened directly, whether or not a server runs on it: each call of a store is atomic between processes,
+and a server hears of a changed entry within a second. What asks only to look never makes a store: a misspelt path would
+be answered with "nothing there", and the file would belong to whoever asked, not to the server's user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import os
+import sys
+from collections.abc import Awaitable, Callable
+
+from greylist_proxy.commands.output import complain
+from greylist_proxy.config import Config, ConfigError
+from greylist_proxy.config_values import FileAddress
+from greylist_proxy.log import Log
+from greylist_proxy.store import Store, StoreError
+from greylist_proxy.store.factory import make_store
+
+DONE, NO, WRONG = 0, 1, 2
+INTERRUPTED = 130  # what a shell says of a program that SIGINT ended
+
+Action = Callable[[Config, Store, argparse.Namespace], Awaitable[int]]
+Run = Callable[[Config, argparse.Namespace], int]
+
+
+class WrongUsage(Exception):
+    """Arguments that can't be meant; the text is a sentence that says why."""
+
+
+def on_store(action: Action, *, creates: bool = False) -> Run:
+    """Return a function that opens the store, runs the action, and returns the exit status, whatever happens.
+
+    `creates`: a SQLite file that is not there is made. WrongUsage and ConfigError (a password that can't be read) end
+    with 2, StoreError and an output that can't be written with 1. A reader that went away (`| head`) has had enough:
+    that is no failure.
+    """
+
+    def run(config: Config, options: argparse.Namespace) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal that knows no UTF-8 gets escapes instead of a traceback.
+            sys.stdout.reconfigure(errors="backslashreplace")
+        try:
+            status = asyncio.run(_run(action, config, options, creates=creates))
+            sys.stdout.flush()
+        except WrongUsage as error:
+            complain(str(error))
+            return WRONG
+        except ConfigError as error:
+            for line in error.lines:
+                complain(line)
+            return WRONG
+        except StoreError as error:
+            complain(str(error))
+            return NO
+        except BrokenPipeError:
+            _drop_output()
+            return DONE
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except OSError as error:
+            # Stores turn theirs into StoreError, so this is the output.
+            complain(f"the output can't be written: {error.strerror}")
+            _drop_output()
+            return NO
+        return status
+
+    return run
+
+
+async def _run(action: Action, config: Config, options: argparse.Namespace, *, creates: bool) -> int:
+    url = config.store.url
+    if isinstance(url, FileAddress) and not creates:
+        _require(url)
+    store = make_store(config.store, config.greylist.rules, Log())
+    try:
+        status = await action(config, store, options)
+        await store.flush()
+    finally:
+        await store.close()
+    return status
+
+
+def _require(url: FileAddress) -> None:
+    try:
+        url.path.stat()
+    except FileNotFoundError:
+        raise StoreError(f"{url}: there is no such file (`greylist-proxy serve` makes it)") from None
+    except OSError as error:
+        raise StoreError(f"{url}: {error.strerror}") from error
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere, so that the interpreter's last flush does not complain."""
+    try:
+        target = sys.stdout.fileno()
+    except OSError:  # not a file: nothing is flushed at exit
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, target)
+    os.close(nowhere)
