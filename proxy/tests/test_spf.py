@@ -34,11 +34,9 @@ def run(dns: DnsServer, use: Callable[[SpfChecker], Awaitable[T]], timeout: floa
     async def go() -> T:
         options = {"timeout": timeout, "max_in_flight": 50, "cache_size": 1000} | settings
         resolver = Resolver([dns.endpoint], **options)
-        checker = SpfChecker(resolver, timeout)
         try:
-            return await use(checker)
+            return await use(SpfChecker(resolver, timeout))
         finally:
-            await checker.close()
             await resolver.close()
 
     return asyncio.run(go())
@@ -324,6 +322,20 @@ def test_checks_of_the_same_are_one(make_dns: MakeDns) -> None:
 
     assert set(run(dns, use)) == {Spf("pass", "example.net")}
     assert len(dns.queries) == 1
+
+
+def test_a_check_ends_with_its_resolver(make_dns: MakeDns) -> None:
+    dns = make_dns(f"example.net TXT v=spf1 include:a.example.org include:b.example.org ip4:{V4} -all")
+    dns.misbehave("example.net", "hold")
+
+    async def go() -> Spf:
+        resolver = Resolver([dns.endpoint], timeout=60, max_in_flight=5, cache_size=10)
+        check = asyncio.create_task(SpfChecker(resolver, 60).check(ip_address(V4), "joe@example.net", ""))
+        await until(lambda: dns.queries)
+        await resolver.close()
+        return await check
+
+    assert asyncio.run(go()) == Spf("temperror", "")
 
 
 def test_too_many_checks_at_once_fail_at_once(make_dns: MakeDns) -> None:

@@ -12,16 +12,15 @@ free are few, whatever its record says, and known from what was read:
 
     pass           counts
     pass-all       by `all`: everybody passes
-    pass-exists    by or through `exists`: the domain's name server says yes or no to each address as it likes
-    pass-ptr       by or through `ptr`: everybody who has a name of theirs, however many they are
+    pass-exists    by `exists`: the domain's name server says yes or no to each address as it likes
+    pass-ptr       by `ptr`: everybody who has a name of theirs, however many they are
     pass-macro     through a term with a macro: each address may be sent to a record of its own, that frees it alone
     pass-too-wide  the networks of all terms up to the matching one are more than a /12 together (IPv6: a /24)
 
-The last is a sum, or sixteen records of a /16 each, one after the other, would do what one /12 may not. Terms before
-the match are always the same ones for a family, so that no two clients find different ones within the limit. (Terms
-with macros before it may differ, but can only stop somebody.) Office 365, Google and Amazon each list less than half
-of a /12. What is left: who changes his record from hour to hour, following his bots, gets on. Each has then
-to be told to the DNS before it sends, which is more work than to wait a minute and come back.
+The last is a sum, or sixteen terms of a /13 each would do what one /9 may not. Terms before the match are always the
+same ones for a family, so that no two clients find different ones within the limit. (Terms with macros before it
+may differ, but can only stop somebody.) What is left: who changes his record from hour to hour, following his bots,
+gets on. Each has then to be told to the DNS before it sends, which is more work than to wait a minute and come back.
 
 The domain is that of MAIL FROM. The null sender has none, and RFC 7208 section 2.4 takes the HELO name. Here the
 registrable domain of that name comes first, for hosts of a pool have one each, and then the name itself. Whichever
@@ -50,7 +49,7 @@ from greylist_proxy.resolver import FAILURE_TTL, MAX_TTL, Kind, Resolver
 if TYPE_CHECKING:
     from greylist_proxy.client import Address
 
-MAX_QUERIES = 30  # DNS queries of one check; records that mail depends on need about ten
+MAX_QUERIES = 30  # DNS queries of one check: ten terms, the RFC's limit, take 11, and more only by `mx` and `ptr`
 MAX_RECORD = 4096  # characters; the RFC (section 3.4) advises 450. Walking them costs CPU
 MAX_PREFIX = {4: 12, 6: 24}  # by IP version: a network as large as all that a domain can free
 BITS = {4: 32, 6: 128}
@@ -66,7 +65,7 @@ class Spf(NamedTuple):
 
 
 class SpfChecker:
-    """Checks senders. `timeout` bounds a check as a whole, in seconds."""
+    """Checks senders. `timeout` bounds the check of a domain as a whole, in seconds; one ends with its resolver."""
 
     def __init__(self, resolver: Resolver, timeout: float) -> None:
         self._resolver = resolver
@@ -79,17 +78,9 @@ class SpfChecker:
         Whatever the DNS has to say is a result: `temperror` where it fails or takes too long, `none` where there is
         nothing to ask for.
         """
-        try:
-            async with asyncio.timeout(self._timeout):
-                if sender in NULL_SENDERS:
-                    return await self._check_name(address, public_domain(helo))
-                return await self._check_domain(address, public_domain(sender.rpartition("@")[2]))
-        except TimeoutError:
-            return Spf("temperror")
-
-    async def close(self) -> None:
-        """End the checks that are under way: they have failed."""
-        await self._memo.close()
+        if sender in NULL_SENDERS:
+            return await self._check_name(address, public_domain(helo))
+        return await self._check_domain(address, public_domain(sender.rpartition("@")[2]))
 
     async def _check_name(self, address: Address, name: str) -> Spf:
         base = registrable_domain(name)
