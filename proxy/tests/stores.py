@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,10 +18,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from greylist_proxy.config_values import ServerAddress
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Rules
 from greylist_proxy.store import Limits, Store
 from greylist_proxy.store.sqlite import SqliteStore
+from greylist_proxy.store.valkey import ValkeyStore
+
+from .valkey_servers import shared_cluster, single
 
 T = TypeVar("T")
 START = 1_700_000_000.0  # where a test's clock begins
@@ -96,7 +101,37 @@ def sqlite_stores(folder: Path) -> Iterator[Stores]:
     yield SqliteStores(folder)
 
 
-KINDS: dict[str, Callable[[Path], AbstractContextManager[Stores]]] = {"sqlite": sqlite_stores}
+class ValkeyStores(Stores):
+    """Prefixes on a server, or in a cluster."""
+
+    def __init__(self, address: ServerAddress) -> None:
+        super().__init__()
+        self._address = address
+        self._prefix = secrets.token_hex(4)
+
+    def build(self, data: str, rules: Rules, limits: Limits, log: Log, clock: Callable[[], float]) -> Store:
+        """Make a store with the prefix of this name."""
+        return ValkeyStore(self._address, rules, limits, log, prefix=f"{self._prefix}-{data}", clock=clock)
+
+
+@contextmanager
+def valkey_stores(folder: Path) -> Iterator[Stores]:
+    """A server for each test starts in a moment."""
+    with single(folder) as server:
+        yield ValkeyStores(ServerAddress("single", False, (server.endpoint,)))
+
+
+@contextmanager
+def valkey_cluster_stores(folder: Path) -> Iterator[Stores]:
+    """A cluster takes seconds, and is shared by the tests of a process."""
+    yield ValkeyStores(shared_cluster().address)
+
+
+KINDS: dict[str, Callable[[Path], AbstractContextManager[Stores]]] = {
+    "sqlite": sqlite_stores,
+    "valkey": valkey_stores,
+    "valkey-cluster": valkey_cluster_stores,
+}
 
 
 @pytest.fixture(params=KINDS)

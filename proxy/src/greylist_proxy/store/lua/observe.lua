@@ -1,0 +1,61 @@
+-- Copyright: the mailops.tarpit contributors
+-- SPDX-License-Identifier: GPL-3.0-or-later
+-- Look a sighting up, and keep what is new of it (`Store.observe`), for one identity.
+-- KEYS: known, pending, shared; and earned, where it lies in the same slot
+-- ARGV: now, member, shared member, record (1, 0), retry_window, lifetime, max_pending, auto_allow_after,
+--       exempt (1 where the caller found that out by itself)
+-- Reply: `now shared first_seen last_used` and the earned value: what was known before, nothing where nothing was
+
+local now = time_or(ARGV[1])
+local member, shared_member = ARGV[2], ARGV[3]
+local record = ARGV[4] == '1'
+local window, lifetime = tonumber(ARGV[5]), tonumber(ARGV[6])
+local max_pending, auto_allow_after = tonumber(ARGV[7]), tonumber(ARGV[8])
+local exempt = ARGV[9] == '1'
+
+local earned = KEYS[4] and redis.call('GET', KEYS[4])
+if earned then
+  local passes, _, used = struct.unpack(EARNED, earned)
+  exempt = auto_allow_after > 0 and passes >= auto_allow_after and now - used <= lifetime
+end
+
+-- The first sight in a set, where it still counts.
+local function pending_in(key, name)
+  local first = read_score(key, name)
+  return first and now - first <= window and first or nil
+end
+
+local first, last = read_known(KEYS[1])
+local was_known = first
+if last and now - last > lifetime then
+  first, last = nil, nil
+end
+first = first or pending_in(KEYS[2], member)
+local shared = false
+local set, name = KEYS[2], member
+if not first and not exempt then
+  first = pending_in(KEYS[3], shared_member)
+  shared = first or redis.call('ZCOUNT', KEYS[2], exact(now - window), '+inf') >= max_pending
+  if shared then
+    set, name = KEYS[3], shared_member
+  end
+end
+
+if record and not exempt then
+  if last then
+    if first > now or last > now then
+      write_known(KEYS[1], math.min(first, now), math.min(last, now), now, lifetime)
+    end
+  elseif not first or first > now then
+    -- First what takes memory: after any other change the server no longer looks whether there is some.
+    write_score(set, name, now, now, window)
+    redis.call('ZREMRANGEBYSCORE', set, '-inf', '(' .. exact(now - window))
+    if was_known then
+      redis.call('DEL', KEYS[1])
+    end
+  end
+end
+
+-- One text is read faster than four.
+local found = { exact(now), shared and '1' or '0', first and exact(first) or '', last and exact(last) or '' }
+return { table.concat(found, ' '), earned or false }
