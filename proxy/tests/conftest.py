@@ -81,7 +81,7 @@ class MakeServices:
                 "smtp": {"hostname": "mx.test", "max_message_size": "1MiB"},
                 "backend": {"hosts": [f"127.0.0.1:{port}"], "domains": ["here.test"]},
                 "greylist": {"delay": 0, "client_key": "network"},
-                "allow": {},
+                "allow": {"well_known": False},
                 "trap": {},
                 "dns": {},
                 "store": {"url": f"sqlite:///{self._folder}/greylist.db"},

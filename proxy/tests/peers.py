@@ -210,6 +210,7 @@ class Proxy:
             "backend": {"hosts": [f"127.0.0.1:{port}" for port in backend_ports], "domains": ["here.test"]},
             # No DNS, unless a test brings a server of its own.
             "greylist": {"delay": "1s", "client_key": "network"},
+            "allow": {"well_known": False},
             "store": {"url": f"sqlite:///{folder}/greylist.db"},
         }
         for section, keys in settings.items():

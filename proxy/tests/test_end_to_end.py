@@ -416,15 +416,24 @@ def test_logs_cannot_be_forged(start_proxy: StartProxy, sink: Sink) -> None:
 
 
 def test_store_failures_do_not_stop_mail(start_proxy: StartProxy, sink: Sink, tmp_path: Any) -> None:
-    (tmp_path / "greylist.db").write_bytes(b"this is no database, and it is longer than a header would be" * 20)
+    (tmp_path / "greylist.db").mkdir()
     proxy = start_proxy(sink.port)
     assert send(proxy, "a@far.test", ["u@here.test"]) == {}
     proxy.wait_for("decision", reason="store-failed", verdict="allow")
     (failed,) = proxy.wait_for("store", state="failed")
-    assert "not a database" in failed["error"]
-    (tmp_path / "greylist.db").unlink()
+    assert "greylist.db" in failed["error"]
+    (tmp_path / "greylist.db").rmdir()
+    proxy.wait_for("store", state="working")  # the housekeeping asks every second
     assert send(proxy, "a@far.test", ["v@here.test"])["v@here.test"][0] == 450
-    proxy.wait_for("store", state="working")
+    assert proxy.stop() == 0
+
+
+def test_a_damaged_store_is_set_aside(start_proxy: StartProxy, sink: Sink, tmp_path: Any) -> None:
+    (tmp_path / "greylist.db").write_bytes(b"this is no database, and it is longer than a header would be" * 20)
+    proxy = start_proxy(sink.port)
+    assert send(proxy, "a@far.test", ["u@here.test"])["u@here.test"][0] == 450
+    proxy.wait_for("store", state="damaged")
+    assert len(list(tmp_path.glob("greylist.db.damaged-*"))) == 1
     assert proxy.stop() == 0
 
 

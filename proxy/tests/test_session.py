@@ -7,16 +7,19 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from greylist_proxy import gate
 from greylist_proxy.smtp.server import Session
 from greylist_proxy.smtp.transaction import Transaction
 from greylist_proxy.store import StoreError
@@ -386,6 +389,8 @@ def test_what_passed_by_a_store_failure_earns_nothing(
     async def fails(*_: object, **__: object) -> None:
         raise StoreError("disk full")
 
+    monkeypatch.setattr(gate, "RETRY_EVERY", 0)
+
     async def dialogue() -> None:
         services = make_services(sink.port)
         streams = await Harness((5, 5)).open(services)
@@ -473,6 +478,12 @@ def test_listening_on_what_is_taken(start_proxy: StartProxy, sink: Sink, tmp_pat
     assert ended.stderr == f"greylist-proxy: can't listen on 127.0.0.1:{port}: Address already in use\n"
 
 
+def sqlite_rows(path: Path, table: str) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+        return int(count)
+
+
 def test_two_processes_share_a_store(start_proxy: StartProxy, sink: Sink, tmp_path: Path) -> None:
     first = start_proxy(sink.port, greylist={"delay": "1s"})
     second_folder = tmp_path / "second"
@@ -483,6 +494,8 @@ def test_two_processes_share_a_store(start_proxy: StartProxy, sink: Sink, tmp_pa
             with Wire(proxy.port).hello() as client:
                 client.ask(b"MAIL FROM:<a@far.test>")
                 assert client.ask(b"RCPT TO:<u@here.test>").startswith(b"450 ")
+            # What is written behind is there within a moment.
+            wait_until(lambda: sqlite_rows(tmp_path / "greylist.db", "pending"), "the triplet in the file")
         first.wait_for("decision", reason="new")
         second.wait_for("decision", reason="early")
         mode = (tmp_path / "greylist.db").stat().st_mode

@@ -31,6 +31,7 @@ RETRY_EVERY = 1.0  # seconds between two questions to a store that fails
 FOLLOW_EVERY = 1.0  # seconds until a new entry counts, at most
 EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
 EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
+DELIVERY_PATIENCE = 1.0  # seconds that a client's 250 waits for the store
 STORE_PATIENCE = 35.0  # seconds; a store bounds its calls by itself (store.timeout), this is for one that does not
 
 
@@ -137,18 +138,25 @@ class Gate:
         self._log.event("decision", **fields, **{name: value for name, value in extra.items() if value})
         self._store.note(Logged(time=self._clock(), **fields, **extra))  # type: ignore[arg-type]
 
-    def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:
-        """Note the backend's final 250 for these recipients; returns at once, and a later `decide` sees it."""
+    async def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:
+        """Note the backend's final 250 for these recipients. Never raises.
+
+        Returns once the store has it for good, so that no crash makes forget what the client was told, and after
+        DELIVERY_PATIENCE in any case: the client waits for its 250.
+        """
         reasons = {decision.reason for _ignored, decision in accepted}
         counting = policy.PASSED if self.rules.mode is Mode.ENFORCE else {Reason.KNOWN}
         recipients = [recipient_key(recipient) for recipient, decision in accepted if decision.reason in counting]
-        if recipients or Reason.AUTO_ALLOWED in reasons:
-            counts = self.rules.mode is Mode.ENFORCE and Reason.RETRIED in reasons
-            self._tasks.spawn(self._deliver(origin, recipients, counts=counts))
+        if not recipients and Reason.AUTO_ALLOWED not in reasons:
+            return
+        counts = self.rules.mode is Mode.ENFORCE and Reason.RETRIED in reasons
+        noting = self._tasks.spawn(self._deliver(origin, recipients, counts=counts))
+        await asyncio.wait([noting], timeout=DELIVERY_PATIENCE)
 
     async def _deliver(self, origin: Origin, recipients: Sequence[str], *, counts: bool) -> None:
         identities = await origin.identities()
         await self._note_delivery(identities, address_key(origin.sender), recipients, counts=counts)
+        await self._ask(self._store.flush)
 
     async def _note_delivery(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool

@@ -183,7 +183,7 @@ class Transaction:
         """End the message at the backend and return its word. Not to be cancelled: see `Session`."""
         reply = await self._relay.finish()
         if reply.is_positive:
-            self._services.gate.delivered(self._origin, self._decisions)
+            await self._services.gate.delivered(self._origin, self._decisions)
         self._give_slot()
         return reply
 
