@@ -46,12 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        config = load(options.config)
+        status: int = options.run(load(options.config), options)
     except ConfigError as error:
         for line in error.lines:
             complain(line)
         return WRONG
-    status: int = options.run(config, options)
     return status
 
 
@@ -65,9 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    add_command(commands, "serve", "run the proxy until SIGTERM; the log goes to stderr, one JSON object a line", _serve)
     add_command(
-        commands, "check-config", "check the configuration file, and say everything that is wrong with it", _check_config
+        commands, "serve", "run the proxy until SIGTERM; the log goes to stderr, one JSON object a line", _serve
+    )
+    add_command(
+        commands,
+        "check-config",
+        "check the configuration file, and say everything that is wrong with it",
+        _check_config,
     )
     for command in (explain, triplets, decisions, entries, stats, export, import_, learn):
         command.add_parser(commands)

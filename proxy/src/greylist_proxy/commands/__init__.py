@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import os
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
+from enum import Enum
+from pathlib import Path
 
 from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError
@@ -34,16 +38,24 @@ Action = Callable[[Config, Store, argparse.Namespace], Awaitable[int]]
 Run = Callable[[Config, argparse.Namespace], int]
 
 
+class Missing(Enum):
+    """What a command does where the store's file is not there."""
+
+    REFUSE = "refuse"  # it was to be looked at, or changed: the path may be wrong
+    CREATE = "create"
+    EMPTY = "empty"  # an empty one serves as well, for this command only
+
+
 class WrongUsage(Exception):
     """Arguments that can't be meant; the text is a sentence that says why."""
 
 
-def on_store(action: Action, *, creates: bool = False) -> Run:
+def on_store(action: Action, *, missing: Missing = Missing.REFUSE) -> Run:
     """Return a function that opens the store, runs the action, and returns the exit status, whatever happens.
 
-    `creates`: a SQLite file that is not there is made. WrongUsage and ConfigError (a password that can't be read) end
-    with 2, StoreError and an output that can't be written with 1. A reader that went away (`| head`) has had enough:
-    that is no failure.
+    `missing` says what becomes of a SQLite file that is not there. WrongUsage and ConfigError (a password that can't be
+    read) end with 2, StoreError and an output that can't be written with 1. A reader that went away (`| head`) has had
+    enough: that is no failure.
     """
 
     def run(config: Config, options: argparse.Namespace) -> int:
@@ -51,7 +63,7 @@ def on_store(action: Action, *, creates: bool = False) -> Run:
             # A terminal that knows no UTF-8 gets escapes instead of a traceback.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            status = asyncio.run(_run(action, config, options, creates=creates))
+            status = asyncio.run(_run(action, config, options, missing))
             sys.stdout.flush()
         except WrongUsage as error:
             complain(str(error))
@@ -78,26 +90,31 @@ def on_store(action: Action, *, creates: bool = False) -> Run:
     return run
 
 
-async def _run(action: Action, config: Config, options: argparse.Namespace, *, creates: bool) -> int:
-    url = config.store.url
-    if isinstance(url, FileAddress) and not creates:
-        _require(url)
-    store = make_store(config.store, config.greylist.rules, Log())
-    try:
-        status = await action(config, store, options)
-        await store.flush()
-    finally:
-        await store.close()
-    return status
+async def _run(action: Action, config: Config, options: argparse.Namespace, missing: Missing) -> int:
+    with contextlib.ExitStack() as stack:
+        section = config.store
+        if isinstance(section.url, FileAddress) and missing is not Missing.CREATE and not _exists(section.url):
+            if missing is Missing.REFUSE:
+                raise StoreError(f"{section.url}: there is no such file (`greylist-proxy serve` makes it)")
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="greylist-proxy-"))
+            section = section.model_copy(update={"url": FileAddress(Path(folder) / "empty.db")})
+        store = make_store(section, config.greylist.rules, Log())
+        try:
+            status = await action(config, store, options)
+            await store.flush()
+        finally:
+            await store.close()
+        return status
 
 
-def _require(url: FileAddress) -> None:
+def _exists(url: FileAddress) -> bool:
     try:
         url.path.stat()
     except FileNotFoundError:
-        raise StoreError(f"{url}: there is no such file (`greylist-proxy serve` makes it)") from None
+        return False
     except OSError as error:
         raise StoreError(f"{url}: {error.strerror}") from error
+    return True
 
 
 def _drop_output() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from greylist_proxy.commands import DONE, NO, WrongUsage, on_store
+from greylist_proxy.commands import DONE, NO, Missing, WrongUsage, on_store
 from greylist_proxy.commands.arguments import WHEN, Commands, add_command, add_group, expiry
 from greylist_proxy.commands.output import (
     TIME_WIDTH,
@@ -72,7 +72,7 @@ def add_parser(commands: Commands) -> None:
         group,
         "add",
         "add an entry, or replace the one of that kind and value",
-        on_store(add_entry, creates=True),
+        on_store(add_entry, missing=Missing.CREATE),
         'entries add client 192.0.2.7 --expires 1h --note "waiting for their invoice"',
         "entries add sender partner.example",
         "entries add client 198.51.100.0/24 --action block",

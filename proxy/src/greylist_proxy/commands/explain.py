@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from greylist_proxy.assembly import assemble
 from greylist_proxy.client import Origin, identify
-from greylist_proxy.commands import DONE, WrongUsage, on_store
+from greylist_proxy.commands import DONE, Missing, WrongUsage, on_store
 from greylist_proxy.commands.arguments import Commands, add_command
 from greylist_proxy.commands.decisions import COLUMNS, as_json, as_row
 from greylist_proxy.commands.output import (
@@ -29,6 +29,7 @@ from greylist_proxy.commands.output import (
     span,
     visible,
 )
+from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
@@ -61,19 +62,20 @@ def add_parser(commands: Commands) -> None:
         commands,
         "explain",
         "say what happens to a mail now, and why, without changing anything",
-        on_store(run),
+        on_store(run, missing=Missing.EMPTY),
         "explain --client 192.0.2.7 --sender a@example.net --recipient u@example.org",
     )
     parser.add_argument("--client", metavar="ADDRESS", required=True, help="the IP address of the sending server")
     parser.add_argument("--sender", metavar="S", required=True, help="the envelope sender; '' or '<>': the null sender")
     parser.add_argument("--recipient", metavar="R", required=True, help="the envelope recipient")
-    parser.add_argument("--helo", metavar="NAME", default="", help="the HELO name, which SPF checks for the null sender")
+    parser.add_argument("--helo", metavar="NAME", default="", help="the HELO name: SPF checks it for the null sender")
     parser.add_argument("--json", action="store_true", help="one JSON object, times in UTC")
 
 
 async def run(config: Config, store: Store, options: argparse.Namespace) -> int:
     """Decide without a trace, and show it."""
-    answer = await _ask(config, store, options)
+    async with Working("asking the DNS"):
+        answer = await _ask(config, store, options)
     if options.json:
         show_json(_as_json(answer, config.greylist.rules))
     else:
@@ -187,8 +189,9 @@ def _show(answer: Answer, config: Config, options: argparse.Namespace) -> None:
         print(f"\nlately, from {visible(origin.sender) or '<>'} to {visible(answer.recipient)}:")
         show_table(COLUMNS, [as_row(logged) for logged in answer.lately])
     if decision.verdict is not Verdict.ALLOW and decision.reason not in (Reason.RELAY_DENIED, Reason.ROUTING):
+        remark("")
         remark(
-            f"\nto let it in now: greylist-proxy entries add client {origin.client.address} --expires 1h "
+            f"to let it in now: greylist-proxy entries add client {origin.client.address} --expires 1h "
             f"--config {options.config}"
         )
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from greylist_proxy.commands import DONE, NO, Action, on_store
+from greylist_proxy.commands import DONE, NO, Action, Missing, on_store
 from greylist_proxy.commands.arguments import Commands, add_command, add_group
 from greylist_proxy.commands.output import complain, remark, show_fields, show_json
 from greylist_proxy.commands.progress import Working
@@ -75,7 +75,7 @@ def add_parser(commands: Commands) -> None:
 
 def _add(group: Commands, name: str, sentence: str, action: Action, *examples: str) -> argparse.ArgumentParser:
     lines = [f"import {name} {example}" for example in examples]
-    parser = add_command(group, name, sentence, on_store(action, creates=True), *lines)
+    parser = add_command(group, name, sentence, on_store(action, missing=Missing.CREATE), *lines)
     parser.add_argument("--dry-run", action="store_true", help="read and count, and load nothing")
     parser.add_argument("--json", action="store_true", help="the counts as one JSON object")
     return parser

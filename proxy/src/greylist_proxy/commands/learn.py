@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from greylist_proxy.commands import DONE, NO, WrongUsage, on_store
+from greylist_proxy.commands import DONE, NO, Missing, WrongUsage, on_store
 from greylist_proxy.commands.arguments import Commands, add_command, expiry
 from greylist_proxy.commands.output import complain, remark, show_fields, show_json
 from greylist_proxy.commands.progress import Working
@@ -37,7 +37,7 @@ def add_parser(commands: Commands) -> None:
         commands,
         "learn",
         "exempt whom our own users write to, by the mail server's log; it counts only with an SPF pass",
-        on_store(run, creates=True),
+        on_store(run, missing=Missing.CREATE),
         "learn --format exchange MSGTRK*.LOG",
         "learn --networks 10.0.0.0/8 --minimum 2 /var/log/mail.log.1.gz",
     )
