@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -95,11 +95,19 @@ class PolicyServer:
             time.sleep(0.1)
 
     def stop(self) -> None:
+        """End it as an init system would: they write what is left. One signal may come just before it waits again."""
+        self._file.close()
         self._connection.close()
-        self._process.terminate()
         try:
-            self._process.wait(30)
+            for _attempt in range(30):
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(1)
+                    return
+            raise AssertionError("it does not end")
         finally:
+            self._process.kill()
+            self._process.wait()
             if self._process.stdout:
                 self._process.stdout.close()
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from .greylisters import remembered
-from .stores import START, Stores
+from .stores import KINDS, START, Stores
 from .stores import stores as stores
 
 HOUR, DAY = 3600.0, 86400.0
@@ -91,6 +91,25 @@ def test_an_archive_loads_into_another_store_without_loss(stores: Stores, writte
         assert into.left_out == {"decisions are a log, and stay where they were made": 2}
 
     stores.run(play())
+
+
+def test_an_archive_crosses_from_each_kind_of_store_to_the_next(tmp_path: Path) -> None:
+    data = b""
+    for number, kind in enumerate([*KINDS, next(iter(KINDS))]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with KINDS[kind](folder) as made:
+
+            async def play(made: Stores = made, data: bytes = data) -> bytes:
+                store = made.make()
+                items = archive.read(numbered(data), "FILE", Loaded()) if data else EVERYTHING
+                await load(store, items, Rules(), START, Loaded(), dry_run=False)
+                assert await remembered(store) == in_order(EVERYTHING)
+                file = io.BytesIO()
+                await archive.Writer(file).write(store, START, decisions=False)
+                return file.getvalue()
+
+            data = made.run(play())
 
 
 def test_an_archive_is_ascii_with_an_object_a_line(written: bytes) -> None:
