@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 from greylist_proxy import __version__
 from greylist_proxy.app import StartError, serve
