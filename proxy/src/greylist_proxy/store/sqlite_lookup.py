@@ -7,7 +7,7 @@ can take milliseconds. So all questions go in as one JSON text, and all answers 
 changes hands once for a batch, not once for a row. One statement is one snapshot as well, without a transaction.
 
 The questions are grouped by client, so that the pending ones of a client in trouble, a thousand rows, are counted once
-for a batch. They are counted only where a triplet may be new, and only as far as `max_pending`.
+for a batch. They are counted only where a triplet may be new, and only as far as it matters.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ SELECT
                 SELECT 1 FROM pending AS other
                 WHERE other.client = asked.client AND other.first_seen >= :now - :retry_window
                     AND NOT (other.sender = '' AND substr(other.recipient, 1, 1) = '@')
-                LIMIT :max_pending
+                LIMIT :most_pending
             )
         ) ELSE 0 END
     ))
@@ -89,8 +89,10 @@ FROM (
 """
 
 
-def look_up(connection: sqlite3.Connection, questions: Sequence[Question], writer: int, rules: Rules) -> Answers:
-    """Answer the questions; `writer` is whose commits are to be told."""
+def look_up(
+    connection: sqlite3.Connection, questions: Sequence[Question], writer: int, most_pending: int, rules: Rules
+) -> Answers:
+    """Answer the questions; tell the last commit of `writer`, and count pending ones as far as `most_pending`."""
     clients: dict[str, list[tuple[int, str, str, str, str, int]]] = {}
     latest = 0
     for number, (triplet, earner, now) in enumerate(questions):
@@ -106,7 +108,7 @@ def look_up(connection: sqlite3.Connection, questions: Sequence[Question], write
             "now": latest,
             "retry_window": to_ms(rules.retry_window),
             "lifetime": to_ms(rules.lifetime),
-            "max_pending": rules.max_pending,
+            "most_pending": most_pending,
         },
     ).fetchone()
     answers: dict[int, Answer] = {}

@@ -64,6 +64,7 @@ class Generation:
         # Triplets whose expired known record must go, or it would live again with a clock that is set back.
         self.replaced: set[Triplet] = set()
         self.fresh: defaultdict[str, set[Triplet]] = defaultdict(set)  # by client: what became pending here
+        self.passed: defaultdict[str, set[Triplet]] = defaultdict(set)  # by client: what may have been pending
         self.earned: defaultdict[str, list[Delivery]] = defaultdict(list)
         self.decisions: list[Logged] = []
 
@@ -103,6 +104,8 @@ class Overlay:
         old.replaced.update(new.replaced)
         for client, triplets in new.fresh.items():
             old.fresh[client] |= triplets
+        for client, triplets in new.passed.items():
+            old.passed[client] |= triplets
         for earner, deliveries in new.earned.items():
             old.earned[earner] += deliveries
         old.decisions += new.decisions
@@ -128,6 +131,7 @@ class Overlay:
         if before is not None and policy.is_expired(before, now, rules):
             before = None
         self.filling.records[triplet] = policy.delivered(before, now)
+        self.filling.passed[triplet.client].add(triplet)
 
     # -- reading --
 
@@ -152,8 +156,17 @@ class Overlay:
                     kept = policy.earn(kept, delivery.time, rules, counts=delivery.counts)
         return kept
 
+    def passed(self, client: str) -> set[Triplet]:
+        """Return a client's triplets that a delivery made known, while the file may still say that they are pending."""
+        return set().union(
+            *(generation.passed.get(client, ()) for generation in (self.sealed, self.filling) if generation is not None)
+        )
+
     def is_full(self, client: str, kept: int, committed: int, now: float, rules: Rules) -> bool:
-        """Tell whether a client has `max_pending` live pending triplets, `kept` of them in the file."""
+        """Tell whether a client has `max_pending` live pending triplets, `kept` of them in the file.
+
+        Those that have `passed` are to be left out of `kept`.
+        """
         fresh: set[Triplet] = set()
         for generation in (self.sealed, self.filling):
             if generation is not None and generation.number > committed:

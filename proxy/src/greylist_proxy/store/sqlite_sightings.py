@@ -10,7 +10,8 @@ before it wrote: that makes a sighting one step.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from greylist_proxy import policy
@@ -88,9 +89,19 @@ class Sightings:
             for asking in asked
             for identity in asking.identities
         ]
+        # What has been delivered is no longer pending, whatever the file still says: it has to be asked for.
+        passed = [
+            Question(triplet, "", asked[-1].now)
+            for client in {question.triplet.client for question in questions}
+            for triplet in self._behind.overlay.passed(client)
+        ]
         rules, writer = self._rules(), self._behind.writer
+        most_pending = rules.max_pending + len(passed)
         try:
-            self._worker.submit(lambda connection: look_up(connection, questions, writer, rules), self._answered)
+            self._worker.submit(
+                lambda connection: look_up(connection, [*questions, *passed], writer, most_pending, rules),
+                lambda answers, error: self._answered(answers, error, passed),
+            )
         except StoreError as error:
             self._fail(asked, error)
             return
@@ -104,7 +115,7 @@ class Sightings:
         self._fail([*(self._asked or []), *self._asking], error)
         self._asking = []
 
-    def _answered(self, answers: Answers, error: StoreError | None) -> None:
+    def _answered(self, answers: Answers, error: StoreError | None, passed: Sequence[Question]) -> None:
         asked, self._asked = self._asked or [], None
         self._is_late = False
         if self._deadline is not None:
@@ -113,20 +124,26 @@ class Sightings:
             self._fail(asked, error)
         else:
             following = iter(answers.answers)
+            no_longer = Counter(
+                question.triplet.client
+                for question, answer in zip(passed, answers.answers[len(answers.answers) - len(passed) :], strict=True)
+                if _counts(answer.kept.pending, question.now, self._rules())
+            )
             for asking in asked:
                 # Each takes its own, also where nobody waits for it any more.
                 its_answers = [next(following) for _identity in asking.identities]
                 if not asking.future.done():
-                    self._answer(asking, its_answers, answers.committed)
+                    self._answer(asking, its_answers, answers.committed, no_longer)
         self._behind.lookup_ends()
         self._ask()
 
-    def _answer(self, asking: _Asking, answers: Sequence[Answer], committed: int) -> None:
+    def _answer(self, asking: _Asking, answers: Sequence[Answer], committed: int, no_longer: Mapping[str, int]) -> None:
         rules = self._rules()
         found: list[Found] = []
         seen: list[_Seen] = []
         for identity, answer in zip(asking.identities, answers, strict=True):
-            facts, its_seen = self._find(asking, identity, answer, committed, rules)
+            pending = answer.pending - no_longer.get(identity.key, 0)
+            facts, its_seen = self._find(asking, identity, answer._replace(pending=pending), committed, rules)
             found.append(facts)
             if its_seen is not None and policy.seen(its_seen.before, asking.now, rules) != its_seen.before:
                 seen.append(its_seen)
@@ -149,11 +166,12 @@ class Sightings:
         earned = overlay.earned(identity.earner, answer.earned, committed, rules)
         if policy.has_earned(earned, now, rules):
             return Found(record, earned=earned), None
-        is_new = record is None or policy.is_expired(record, now, rules)
-        if is_new and overlay.is_full(identity.key, answer.pending, committed, now, rules):
-            triplet = shared_triplet(identity.key, asking.recipient)
-            record = overlay.record(triplet, answer.shared, now, rules)
-            return Found(record, shared=True, earned=earned), _Seen(triplet, record, answer.shared)
+        if not _counts(record, now, rules):
+            shared = shared_triplet(identity.key, asking.recipient)
+            its_record = overlay.record(shared, answer.shared, now, rules)
+            is_full = overlay.is_full(identity.key, answer.pending, committed, now, rules)
+            if is_full or _counts(its_record, now, rules):
+                return Found(its_record, shared=True, earned=earned), _Seen(shared, its_record, answer.shared)
         return Found(record, earned=earned), _Seen(triplet, record, answer.kept)
 
     @staticmethod
@@ -161,3 +179,7 @@ class Sightings:
         for asking in askings:
             if not asking.future.done():
                 asking.future.set_exception(error)
+
+
+def _counts(record: Record | None, now: float, rules: Rules) -> bool:
+    return record is not None and not policy.is_expired(record, now, rules)
