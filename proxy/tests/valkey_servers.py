@@ -164,6 +164,10 @@ class Watched:
     def address(self) -> ServerAddress:
         return ServerAddress("sentinel", False, (self.sentinel.endpoint,), "mail")
 
+    def named(self) -> int:
+        """The port of the one that the sentinel names."""
+        return int(self.sentinel.say("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mail")[1])
+
 
 @contextmanager
 def watched(folder: Path) -> Iterator[Watched]:
@@ -178,10 +182,8 @@ def watched(folder: Path) -> Iterator[Watched]:
         sentinel_failover_timeout="mail 2000",
     )
     with running(primary, replica, sentinel):
-        wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", "the replica")
-        wait_until(
-            lambda: sentinel.client().sentinel_master("mail")["num-slaves"] == 1, "the sentinel to see the replica"
-        )
+        wait_until(lambda: replica.say("ROLE")[3] == b"connected", "the replica")
+        wait_until(lambda: sentinel.say("SENTINEL", "REPLICAS", "mail"), "the sentinel to see the replica")
         yield Watched(primary, replica, sentinel)
 
 

@@ -18,6 +18,8 @@ BY_CLASS: tuple[tuple[type[Exception], str], ...] = (
     (exceptions.NoPermissionError, "NOPERM"),
     (exceptions.MasterDownError, "MASTERDOWN"),
     (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.AskError, "TRYAGAIN"),
+    (exceptions.TryAgainError, "TRYAGAIN"),
 )
 # By the server's word, also where it stands in the middle: Redis 6 quotes what failed inside of a script.
 MEANING = {
@@ -29,6 +31,7 @@ MEANING = {
     "NOPERM": "its ACL does not let this user do what the store needs",
     "MASTERDOWN": "it is a replica that lost its primary",
     "CLUSTERDOWN": "its cluster is down, or a part of the slots has no server: see CLUSTER INFO there",
+    "TRYAGAIN": "its cluster is moving these keys to another node, and will answer when that is done",
     "MISCONF": "it takes no changes because it can't save them: see its own log",
     "WRONGTYPE": "its keys with this prefix are another program's: choose another store.prefix",
     "BUSY": "a script runs there and does not end",
