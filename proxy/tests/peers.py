@@ -289,8 +289,9 @@ class Proxy:
 class Wire:
     """A client that sends what it is told, byte by byte if need be."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((host, port), DEADLINE)
+    def __init__(self, port: int, host: str = "127.0.0.1", source: str = "") -> None:
+        # Loopback has 16 million addresses: a client comes from any of them that it likes.
+        self.socket = socket.create_connection((host, port), DEADLINE, (source, 0))
         self._stream = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
