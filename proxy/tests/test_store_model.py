@@ -65,15 +65,12 @@ class Model:
     def step(self, clock: Clock, seconds: float) -> None:
         """Step the clock, but not back to where something would live again, and forget what has expired."""
         clock.now = max(round(clock.now + seconds, 3), self.no_earlier)
-        for records in (self.records, self.shared):
-            for key, record in list(records.items()):  # type: ignore[attr-defined]
-                if policy.is_expired(record, clock.now, RULES):
-                    del records[key]  # type: ignore[attr-defined]
-                    self.no_earlier = clock.now
-        for earner, earned in list(self.earned.items()):
-            if clock.now - earned.last_used > RULES.lifetime:
-                del self.earned[earner]
-                self.no_earlier = clock.now
+        before = len(self.records) + len(self.shared) + len(self.earned)
+        self.records = {key: old for key, old in self.records.items() if not policy.is_expired(old, clock.now, RULES)}
+        self.shared = {key: old for key, old in self.shared.items() if not policy.is_expired(old, clock.now, RULES)}
+        self.earned = {key: old for key, old in self.earned.items() if clock.now - old.last_used <= RULES.lifetime}
+        if len(self.records) + len(self.shared) + len(self.earned) < before:
+            self.no_earlier = clock.now
 
 
 def what_counts(record: Record) -> tuple[float | None, float | None]:

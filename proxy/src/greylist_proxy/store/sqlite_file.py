@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import os
 import sqlite3
@@ -118,10 +119,11 @@ class DatabaseFile:
         self._inode = self._inode_of_path()
         connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None)
         try:
+            # First, so that a file that is not for us stays as it is.
+            sqlite_schema.prepare(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA journal_size_limit = {64 << 20:d}")
-            sqlite_schema.prepare(connection)
         except BaseException:
             connection.close()
             raise
@@ -218,7 +220,7 @@ def _explain(error: sqlite3.Error) -> str:
 def _explain_os(error: OSError, path: Path) -> str:
     if isinstance(error, FileNotFoundError):
         return f"the folder {path.parent} is missing: make it, and give it to the program's user"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return f"{error.strerror}: let the program's user write the file and the folder {path.parent}"
     if isinstance(error, IsADirectoryError):
         return "it is a directory: let store.url name a file"

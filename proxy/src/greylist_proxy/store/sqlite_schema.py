@@ -90,9 +90,10 @@ STEPS: dict[int, tuple[int, tuple[str, ...]]] = {0: (2, _TABLES), 1: (2, _TABLES
 
 def prepare(connection: sqlite3.Connection) -> None:
     """Bring the file to this program's version. StoreError: it is newer, or some other program's."""
-    while True:
+    # Looked at first without the write lock, which somebody may hold for long.
+    while _version(connection) != VERSION:
         connection.execute("BEGIN IMMEDIATE")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        version = _version(connection)
         if version == VERSION:
             connection.execute("ROLLBACK")
             return
@@ -108,3 +109,8 @@ def prepare(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {to:d}")
         connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
