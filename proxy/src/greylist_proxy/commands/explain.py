@@ -106,13 +106,18 @@ async def _ask(config: Config, store: Store, options: argparse.Namespace) -> Ans
             origin,
             recipient,
             decision,
-            names=await origin.names(),
-            spf=await _spf(origin),
+            names=await origin.names() if _asks_names(config) else (),
+            spf=await _spf(origin) if config.greylist.client_key == "spf" else "not asked",
             records=await _records(store, origin, recipient),
             lately=[each async for each in _lately(store, sender, recipient)],
         )
     finally:
         await judgement.resolver.close()
+
+
+def _asks_names(config: Config) -> bool:
+    """Tell whether the server would want to know the client's names: what it does not ask is no answer to why."""
+    return config.greylist.client_key == "ptr" or config.allow.well_known or bool(config.allow.client_files)
 
 
 async def _spf(origin: Origin) -> str:
