@@ -22,6 +22,7 @@ sender for ever. What was taken before is kept, up to a bound, and tried again e
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import time
@@ -203,8 +204,8 @@ class SqliteStore:
         self._is_closed = True
         self._behind.stop()
         self._sightings.stop(StoreError(f"{self._name}: closed"))
-        for worker in (self._lookups, self._writes, self._listings):
-            await worker.close(self._limits.timeout)
+        workers = (self._lookups, self._writes, self._listings)
+        await asyncio.gather(*(worker.close(self._limits.timeout) for worker in workers))
 
     def _get_rules(self) -> Rules:
         return self.rules

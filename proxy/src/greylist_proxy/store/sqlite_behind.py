@@ -42,14 +42,15 @@ class WriteBehind:
         self._since: float | None = None  # by the event loop's clock, while a commit is under way
         self._committed = 0  # number of the last generation that is in the file
         self._is_reading = False
-        self._error: StoreError | None = None
+        # Its text: an exception that is raised again and again would grow a longer traceback each time.
+        self._error: str | None = None
         self._flushing: list[tuple[int, asyncio.Future[None]]] = []
         self._is_stopped = False
 
     def trouble(self) -> StoreError | None:
         """Say why nothing more should be written, None: it may."""
         if self._error is not None:
-            return self._error
+            return StoreError(self._error)
         if self._since is not None and asyncio.get_running_loop().time() - self._since > self._limits.timeout:
             return StoreError(f"{self._name}: a write has taken more than {self._limits.timeout:g} seconds")
         return None
@@ -57,7 +58,7 @@ class WriteBehind:
     def check_room(self) -> None:
         """Raise StoreError where no more can be kept."""
         if self.overlay.filling.size >= MAX_RECORDS:
-            raise self._error or StoreError(f"{self._name}: too much waits to be written")
+            raise StoreError(self._error or f"{self._name}: too much waits to be written")
 
     def note(self, decision: Logged) -> None:
         """Keep a decision, if there is room."""
@@ -121,7 +122,7 @@ class WriteBehind:
 
     def _commit_ends(self, number_written: int, error: StoreError | None) -> None:
         self._since = None
-        self._error = error
+        self._error = None if error is None else str(error)
         if error is not None:
             self.overlay.unseal()
             flushing, self._flushing = self._flushing, []
