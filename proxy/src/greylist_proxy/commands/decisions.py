@@ -46,8 +46,8 @@ LONGEST_TRANSACTION = 86400.0  # seconds; none is that long, so beyond it no mor
 COLUMNS = (
     Column("time", 0, least=TIME_WIDTH, breaks=True),
     Column("client", 0, least=15),
-    Column("sender", 1, least=16),
-    Column("recipient", 1, least=16),
+    Column("sender", 1, least=22),
+    Column("recipient", 1, least=22),
     Column("verdict", 2, coloured=True),
     Column("reason", 2),
     Column("id", 0),

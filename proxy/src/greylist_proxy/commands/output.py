@@ -183,23 +183,24 @@ class _Width:
 
 
 def _measure(columns: Sequence[Column], naturals: Sequence[int], group: Sequence[int], *, tight: bool) -> _Width:
-    indents = [len(INDENT) if place else 0 for place in range(len(group))]
-    leasts = []
-    for index, indent in zip(group, indents, strict=True):
-        least = NARROWEST if tight else columns[index].least
-        leasts.append(naturals[index] + indent if least is None else min(least + indent, naturals[index] + indent))
-    natural = max(naturals[index] + indent for index, indent in zip(group, indents, strict=True))
-    return _Width(natural, max(leasts), all(columns[index].breaks for index in group) and not tight)
+    wishes = []
+    for place, index in enumerate(group):
+        indent = len(INDENT) if place else 0
+        # Stacked times are broken last: four lines where there could be two.
+        least = NARROWEST if tight else None if columns[index].breaks and len(group) > 1 else columns[index].least
+        natural = naturals[index]
+        wishes.append((natural + indent, min(natural, natural if least is None else least) + indent))
+    breaks = columns[group[0]].breaks and len(group) == 1
+    return _Width(max(natural for natural, _ignored in wishes), max(least for _ignored, least in wishes), breaks)
 
 
 def _widths(wishes: Sequence[_Width], available: int) -> list[int] | None:
     """Give each column its width: what breaks is broken first, then the widest is made narrower, step by step."""
     widths = [wish.natural for wish in wishes]
     excess = sum(widths) + GAP * (len(widths) - 1) - available
-    for index, wish in enumerate(wishes):
-        if excess > 0 and wish.breaks:
-            excess -= widths[index] - wish.least
-            widths[index] = wish.least
+    if excess > 0:
+        widths = [wish.least if wish.breaks else wish.natural for wish in wishes]
+        excess = sum(widths) + GAP * (len(widths) - 1) - available
     while excess > 0:
         foldable = [index for index, wish in enumerate(wishes) if widths[index] > wish.least and not wish.breaks]
         if not foldable:
@@ -214,8 +215,10 @@ def _table(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], groups: Sequence[Sequence[int]], widths: Sequence[int]
 ) -> Table:
     table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold", collapse_padding=True)
+    height = max(map(len, groups))
     for group, width in zip(groups, widths, strict=True):
         heading = _stacked([Text(columns[index].heading) for index in group])
+        heading.append("\n" * (height - len(group)))  # or it would stand at the bottom
         justify: Literal["left", "right"] = "right" if columns[group[0]].right else "left"
         table.add_column(heading, width=width, overflow="fold", justify=justify)
     for row in rows:

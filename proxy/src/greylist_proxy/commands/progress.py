@@ -38,10 +38,11 @@ class _Line(Progress):
             redirect_stderr=False,
         )
         self._work = work
-        self._bar = self.add_task(visible(work.doing), total=work.total)
+        self.add_task(visible(work.doing), total=work.total)
 
     def get_renderable(self) -> RenderableType:
-        self.update(self._bar, completed=self._work.done)
+        for bar in self.task_ids:
+            self.update(bar, completed=self._work.done)
         return super().get_renderable()
 
 

@@ -41,6 +41,11 @@ class Day:
         if logged.verdict == Verdict.DEFER:
             self.deferred_networks[logged.network] += 1
 
+    def by_reason(self) -> list[tuple[str, str, int]]:
+        """Return reason, verdict and number, the most frequent first."""
+        counted = [(reason, verdict, number) for (verdict, reason), number in self.reasons.items()]
+        return sorted(counted, key=lambda row: (-row[2], row[:2]))
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -103,8 +108,7 @@ def _as_json(figures: Figures) -> dict[str, object]:
             "verdicts": dict(day.verdicts),
             "would": dict(day.would),
             "reasons": [
-                {"verdict": verdict, "reason": reason, "count": count}
-                for (verdict, reason), count in day.reasons.most_common()
+                {"verdict": verdict, "reason": reason, "count": count} for reason, verdict, count in day.by_reason()
             ],
             "deferred_networks": [
                 {"network": network, "count": count} for network, count in day.deferred_networks.most_common(TOP)
@@ -125,7 +129,7 @@ def _show(figures: Figures) -> None:
         [
             ("pending triplets", f"{counts.pending:,}"),
             ("known triplets", f"{counts.known:,}"),
-            ("earning clients", f"{counts.earners:,}"),
+            ("earners", f"{counts.earners:,}"),
             ("decisions", f"{counts.decisions:,}"),
             ("entries", f"{counts.entries:,}"),
             *((f"  {what}", f"{count:,}") for what, count in sorted(figures.entries.items())),
@@ -146,15 +150,15 @@ def _show(figures: Figures) -> None:
         print("no decisions in the last 24 hours")
         return
     show_fields(
-        [(verdict, f"{count:,}  {count / total:.1%}") for verdict, count in day.verdicts.most_common()],
+        [(verdict, f"{count:,}  {count / total:.1%}") for verdict, count in sorted(day.verdicts.items())],
         f"{total:,} decisions in the last 24 hours",
     )
     if day.would:
-        fields = [(verdict, f"{count:,}") for verdict, count in day.would.most_common()]
+        fields = [(verdict, f"{count:,}") for verdict, count in sorted(day.would.items())]
         show_fields(fields, "mode observe would have decided")
     print()
     reasons = (Column("reason", 0), Column("verdict", 1, coloured=True), Column("decisions", 2, right=True))
-    show_table(reasons, [(reason, verdict, f"{count:,}") for (verdict, reason), count in day.reasons.most_common()])
+    show_table(reasons, [(reason, verdict, f"{count:,}") for reason, verdict, count in day.by_reason()])
     if day.deferred_networks:
         print()
         networks = (Column("network", 0), Column("deferrals", 1, right=True))

@@ -53,12 +53,11 @@ CLIENT = "an IP address (its network is looked for), a network, spf:DOMAIN or pt
 
 COLUMNS = (
     Column("client", 0, least=15),
-    Column("sender", 1, least=16),
-    Column("recipient", 1, least=16),
+    Column("sender", 1, least=22),
+    Column("recipient", 1, least=22),
     Column("state", 0, coloured=True),
     Column("first seen", 2, least=TIME_WIDTH, breaks=True),
     Column("last used", 2, least=TIME_WIDTH, breaks=True),
-    Column("next", 0),
 )
 
 
@@ -163,10 +162,9 @@ async def show_triplet(config: Config, store: Store, options: argparse.Namespace
         ("client", triplet.client),
         ("sender", triplet.sender or "<>"),
         ("recipient", triplet.recipient),
-        ("state", _state(record)),
+        ("state", f"{_state(record)}, {_next(record, rules, now)}"),
         ("first seen", local_time(record.first_seen)),
         ("last used", local_time(record.last_used)),
-        ("next", _next(record, rules, now)),
         ("expires", local_time(expires(record, rules))),
     ]
     if earned:
@@ -302,10 +300,9 @@ def _as_row(remembered: Remembered, rules: Rules, now: float) -> list[str]:
         triplet.client,
         triplet.sender or "<>",
         triplet.recipient,
-        _state(record),
+        f"{_state(record)}, {_next(record, rules, now)}",
         local_time(record.first_seen),
         local_time(record.last_used),
-        _next(record, rules, now),
     ]
 
 
