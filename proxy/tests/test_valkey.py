@@ -30,6 +30,7 @@ from greylist_proxy.store import (
 )
 from greylist_proxy.store.valkey import ValkeyStore
 from greylist_proxy.store.valkey_keys import Keys, member, triplet
+from greylist_proxy.store.valkey_servers import Access
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -372,6 +373,22 @@ def test_an_eviction_policy_is_warned_of_once(make: Maker, server: Server) -> No
         server.say("CONFIG", "SET", "maxmemory-policy", "noeviction")
     assert len(make.warnings()) == 2  # one for each store
     assert "maxmemory-policy is allkeys-lru" in make.warnings()[0]
+
+
+@pytest.mark.parametrize("password", ["", "secret"])
+def test_an_open_way_beyond_this_host_is_warned_of(
+    make: Maker, server: Server, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    monkeypatch.setattr("greylist_proxy.store.valkey_servers._is_loopback", lambda _endpoint: False)
+    server.say("ACL", "SETUSER", "mail", "on", ">secret", "~*", "+@all")
+
+    async def play() -> None:
+        await make(access=Access(username="mail" if password else "", password=password)).changes(None)
+
+    make.run(play())
+    assert len(make.warnings()) == 1
+    assert "without TLS and a password" in make.warnings()[0]
+    assert "secret" not in make.warnings()[0]
 
 
 def test_keys_of_another_program_are_an_error_with_the_way_out(make: Maker, server: Server) -> None:

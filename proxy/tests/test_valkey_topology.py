@@ -17,20 +17,24 @@ from greylist_proxy.policy import Earned, Identity, Rules, Triplet
 from greylist_proxy.store import Allowance, Limits, Store, StoreError, Wanted
 from greylist_proxy.store.valkey import ValkeyStore
 from greylist_proxy.store.valkey_keys import Keys
+from greylist_proxy.store.valkey_servers import Access
 from greylist_proxy.store.valkey_topology import Cluster, Sentinels
 from valkey.crc import key_slot
 from valkey.exceptions import ConnectionError as ServerGone
 
 from .peers import DEADLINE, until
+from .test_valkey_failures import RIGHTS
 from .valkey_servers import ThreeNodes, cluster, free_port, watched
 
 SENDER, RECIPIENT = "a@far.test", "u@here.test"
 NETWORKS = [Identity(f"192.0.{number}.0/24", f"192.0.{number}.9") for number in range(30)]
 
 
-def run(where: ServerAddress, play: Callable[[ValkeyStore], Awaitable[Any]], timeout: float = 20) -> None:
+def run(
+    where: ServerAddress, play: Callable[[ValkeyStore], Awaitable[Any]], timeout: float = 20, **access: Any
+) -> None:
     async def whole() -> None:
-        store = ValkeyStore(where, Rules(auto_allow_after=2), Limits(timeout), Log())
+        store = ValkeyStore(where, Rules(auto_allow_after=2), Limits(timeout), Log(), Access(**access))
         try:
             await play(store)
         finally:
@@ -175,6 +179,16 @@ def test_one_named_node_is_enough_to_find_the_others(nodes: ThreeNodes) -> None:
 
     gone = Endpoint("127.0.0.1", free_port())
     run(ServerAddress("cluster", False, (gone, nodes.nodes[1].endpoint)), play)
+
+
+def test_the_documented_rights_are_enough_in_a_cluster(nodes: ThreeNodes) -> None:
+    async def play(store: ValkeyStore) -> None:
+        assert await known(store, *NETWORKS) == [False] * len(NETWORKS)
+        assert len([item async for item in store.triplets(Wanted())]) == len(NETWORKS)
+
+    for node in nodes.nodes:
+        node.say("ACL", "SETUSER", "mail", "on", ">pw", *RIGHTS.split(), "+cluster|slots", "+asking")
+    run(nodes.address, play, username="mail", password="pw")
 
 
 def move(nodes: ThreeNodes, number: int, *, half: bool = False) -> None:

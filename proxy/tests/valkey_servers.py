@@ -97,7 +97,7 @@ class Server:
 
     def client(self) -> valkey.Valkey:
         """A plain client, of the library's other half, to look from outside and to set things up."""
-        tls = {"ssl": True, "ssl_ca_certs": str(self._tls.authority)} if self._tls else {}
+        tls: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(self._tls.authority)} if self._tls else {}
         return valkey.Valkey(HOST, self.port, password=self.password, socket_timeout=10, **tls)
 
     def say(self, *words: Any) -> Any:
@@ -214,8 +214,7 @@ def cluster(folder: Path) -> Iterator[ThreeNodes]:
             node.say("CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
         for node in nodes[1:]:
             nodes[0].say("CLUSTER", "MEET", HOST, node.port, node.settings["cluster_port"])
-        for node in nodes:
-            wait_until(lambda node=node: _knows_all(node, len(nodes)), "the nodes of the cluster to meet")
+        wait_until(lambda: all(_knows_all(node, len(nodes)) for node in nodes), "the nodes of the cluster to meet")
         yield ThreeNodes(nodes)
 
 

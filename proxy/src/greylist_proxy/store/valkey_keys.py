@@ -12,9 +12,9 @@ All keys begin with the store's prefix (`greylist`, by default). What belongs to
     greylist:entries:{greylist} and four more              entries and what happened to them, see lua/entries.lua
     greylist:decisions                            stream   decisions
 
-Pending triplets are most of what there is, and mostly junk: in a sorted set one takes about half of what a key of its
-own would, and the set's size is what rule 7 asks for. Known ones have keys of their own, because each lives for as long
-as it is used, and Redis 7 knows no TTL inside of anything.
+Pending triplets are most of what there is, and mostly junk: in a sorted set one takes a third of what a key of its own
+would, where a client has several, and the set's size is what rule 7 asks for. Known ones have keys of their own,
+because each lives for as long as it is used, and Redis 7 knows no TTL inside of anything.
 
 Nothing from outside can break out: what would end a tag or a sender is written as %XX, and scripts get everything
 as KEYS and ARGV. Times are whole milliseconds. Texts are UTF-8, in which lone surrogates are let through (Python
