@@ -17,6 +17,8 @@ INTEGRATION := .cache/venvs/integration/bin
 DEV := .cache/venvs/dev/bin
 WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
 KERBEROS_PACKAGES := krb5-kdc krb5-admin-server krb5-user libkrb5-dev gcc libc6-dev python3-dev
+# The greylist's server store, and the greylisters whose state can be taken over.
+GREYLIST_PACKAGES := redis-server postgrey db5.3-util sqlgrey libdbd-sqlite3-perl
 PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
 
 # Runs set-up; where it says that something is missing (3), notes that the part cannot run here.
@@ -47,7 +49,7 @@ unit: ## Tests without a network: plug-ins, proxy, lab
 
 .PHONY: integration
 integration: ## Real programs against the lab on both backends
-	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES))
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES))
 	@$(call setup,python integration); $(call setup,python dev)
 	$(INTEGRATION)/pytest -n auto proxy/tests
 	$(INTEGRATION)/pytest -n auto tests/lab tests/integration
@@ -63,9 +65,18 @@ molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers w
 	@dev/molecule.sh || { s=$$?; [ $$s != 3 ] || touch .cache/not-run-$@; exit $$s; }
 
 .PHONY: bench
-bench: ## What a fleet of Windows hosts costs, compared with ansible.windows (BENCH=--help)
+bench: bench-fleet bench-stores ## What a fleet of Windows hosts costs, and the stores of the greylist
+
+.PHONY: bench-fleet
+bench-fleet: ## What a fleet costs, compared with ansible.windows (BENCH=--help)
 	@mkdir -p .cache; $(call setup,python dev)
 	@$(DEV)/python bench/fleet.py $(BENCH)
+
+.PHONY: bench-stores
+bench-stores: ## What the stores cost with 10,000 and 10,000,000 triplets (STORES=--help)
+	@mkdir -p .cache; $(call setup,python dev)
+	@command -v valkey-server >/dev/null || { $(call setup,packages redis-server); }
+	@$(DEV)/python bench/stores.py $(STORES)
 
 .PHONY: build
 build: ## The collection's tarball, in dist/

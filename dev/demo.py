@@ -78,6 +78,9 @@ hosts = ["127.0.0.1:{backend_port}"]
 domains = ["example.org"]
 [greylist]
 delay = "{DELAY}s"
+client_key = "network" # the demo needs no DNS
+[allow]
+well_known = false
 [store]
 url = "sqlite:///{folder}/greylist.db"
 """

@@ -334,3 +334,17 @@ def test_a_pool_counts_what_its_domain_has_passed(tmp_path: Path, make_dns: Make
             assert (await it.decide("192.0.2.1", "new@far.test")).reason is Reason.NEW
 
         run(it, dialogue)
+
+
+def test_who_alternates_between_ipv4_and_ipv6_is_one_client(tmp_path: Path, make_dns: MakeDns) -> None:
+    with bench(tmp_path, dns=make_dns("both.test TXT v=spf1 ip4:192.0.2.7 ip6:2001:db8::/64 -all")) as it:
+
+        async def dialogue() -> None:
+            assert (await it.decide("192.0.2.7", "a@both.test")).reason is Reason.NEW
+            it.clock.step(30)
+            assert (await it.decide("2001:db8::1", "a@both.test")).seconds_left == 30
+            it.clock.step(30)
+            assert (await it.decide("2001:db8::2", "a@both.test")).reason is Reason.RETRIED
+            assert (await it.decide("2001:db8:1::1", "a@both.test")).reason is Reason.NEW
+
+        run(it, dialogue)

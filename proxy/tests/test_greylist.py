@@ -220,6 +220,15 @@ def test_the_reply_is_a_setting(start_proxy: StartProxy, sink: Sink) -> None:
     assert reply == f"450 4.7.1 Bitte in 1 s noch einmal, siehe {decision['id']}\r\n"
 
 
+def test_nobody_logs_in_here(start_proxy: StartProxy, sink: Sink) -> None:
+    """Authenticated sessions must not be greylisted (RFC 6647 section 5): there are none."""
+    proxy = start_proxy(sink.port)
+    with Wire(proxy.port) as client:
+        client.reply()
+        assert b"AUTH" not in client.ask(b"EHLO client.test")
+        assert client.ask(b"AUTH PLAIN AGEAYg==").startswith(b"502 ")
+
+
 def test_a_reload_takes_all_over_or_nothing(start_proxy: StartProxy, sink: Sink, tmp_path: Path) -> None:
     clients = tmp_path / "whitelist_clients"
     clients.write_text("127.0.1.1\n")

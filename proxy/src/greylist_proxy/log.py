@@ -6,10 +6,12 @@ Everything is ASCII: what is not is escaped (`\\u001b`), so no input can forge a
 bidirectional controls or reach a terminal as a command.
 
     listening   addresses            the sockets that are really bound, once at start
-    warning     message              a setting outside RFC 6647's advice, at start
-    decision    verdict reason client network sender recipient seconds_left id
+    warning     message              a setting outside RFC 6647's advice, a line of a list that does not count
+    decision    verdict reason client network sender recipient seconds_left id, key rule would where there are any
     relay       outcome stage id backend code bytes seconds ...   what became of a transaction behind
-    store       state error kind     the store failed, or works again
+    trap        client recipient seconds undo                     a spam trap closed, and the command that opens it
+    store       state error kind     the store failed, works again, or was damaged and set aside
+    reload      state errors after_restart                        what became of SIGHUP
     error       message traceback    something that should not have happened
     stopping    sessions             how many there are
     stopped     dropped              how many could not be finished in time
