@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+from typing import Literal
 
 import pytest
 from greylist_proxy.commands.decisions import COLUMNS as DECISIONS
@@ -30,7 +31,7 @@ def render(columns: tuple[Column, ...], rows: list[list[str]], width: int, *, co
     table = arrange(columns, rows, width)
     if table is None:
         return None
-    system = "standard" if colour else None
+    system: Literal["standard"] | None = "standard" if colour else None
     Console(file=stream, width=width, force_terminal=True, color_system=system, markup=False).print(table)
     return stream.getvalue()
 

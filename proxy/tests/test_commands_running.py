@@ -107,6 +107,15 @@ def test_looking_never_makes_a_store(sqlite_line: CommandLine, arguments: list[s
     assert not path.exists()
 
 
+def test_a_store_that_root_makes_belongs_to_whom_the_folder_belongs(sqlite_line: CommandLine) -> None:
+    folder = sqlite_line.config.parent
+    if os.geteuid() == 0:  # anybody else's files are his own anyway
+        os.chown(folder, 4711, 4712)
+    assert sqlite_line("entries", "add", "client", "192.0.2.1").status == 0
+    made, owner = (folder / "greylist.db").stat(), folder.stat()
+    assert (made.st_uid, made.st_gid, made.st_mode & 0o777) == (owner.st_uid, owner.st_gid, 0o600)
+
+
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     line = CommandLine.on(tmp_path, "valkey://127.0.0.1:1/0")
     result = line("entries", "list")

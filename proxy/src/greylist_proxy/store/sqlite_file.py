@@ -110,9 +110,8 @@ class DatabaseFile:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
-        # Who mails whom is nobody's business: SQLite gives its -wal and -shm files the same mode.
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            self._make()
         if self._path.is_dir():
             raise IsADirectoryError
         # Before anything is read: damage may show while the file is opened.
@@ -128,6 +127,19 @@ class DatabaseFile:
             connection.close()
             raise
         return connection
+
+    def _make(self) -> None:
+        """Make an empty file. FileExistsError: there is one."""
+        # Who mails whom is nobody's business: SQLite gives its -wal and -shm files the same mode and owner.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if os.geteuid() == 0:
+                # What an administrator's command makes is for the server, whose user the folder belongs to.
+                folder = self._path.parent.stat()
+                with contextlib.suppress(PermissionError):
+                    os.fchown(descriptor, folder.st_uid, folder.st_gid)
+        finally:
+            os.close(descriptor)
 
     def _recover(self, error: sqlite3.Error) -> None:
         """Undo the transaction; a connection that only had to wait goes on, any other is opened afresh."""
