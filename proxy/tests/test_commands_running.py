@@ -149,7 +149,9 @@ def test_help_has_a_sentence_and_fits_a_terminal(
     result = sqlite_line(*arguments, "--help")
     assert (result.status, result.err) == (0, "")
     assert f"usage: greylist-proxy {' '.join(arguments)} " in result.out
-    assert re.search(r"^[A-Z].*\.$", result.out, re.MULTILINE)
+    before_examples = result.out.partition("\nexamples:\n")[0]
+    assert re.search(r"\n\n[A-Z][^.]*\.\n\n", before_examples)
+    assert max(map(len, before_examples.splitlines())) <= 80
 
 
 def test_a_reader_that_has_had_enough(sqlite_line: CommandLine) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +53,7 @@ def _add(commands: Commands, name: str, sentence: str, examples: list[str]) -> a
     return commands.add_parser(
         name,
         help=sentence,
-        description=f"{sentence[0].upper()}{sentence[1:]}.",
+        description=textwrap.fill(f"{sentence[0].upper()}{sentence[1:]}.", 79),  # examples keep their lines
         epilog="\n  ".join(["examples:", *examples]) if examples else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
