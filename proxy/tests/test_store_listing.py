@@ -77,6 +77,9 @@ def test_decisions_are_kept_whole_and_given_newest_first(stores: Stores) -> None
         (Wanted(reason="early"), "b"),
         (Wanted(verdict="allow", sender="@far.test"), "c"),
         (Wanted(since=START - 2), "edc"),
+        (Wanted(id="b"), "b"),
+        (Wanted(id="B"), ""),
+        (Wanted(id="b", verdict="allow"), ""),
     ],
 )
 def test_decisions_are_narrowed(stores: Stores, wanted: Wanted, expected: str) -> None:
@@ -100,6 +103,21 @@ def test_decisions_are_narrowed(stores: Stores, wanted: Wanted, expected: str) -
             store.note(decision)
         await store.flush()
         assert "".join([decision.id for decision in await everything(store.decisions(wanted))]) == expected
+
+    stores.run(play())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [("0A.1", ["0A.1"]), ("0A", ["0A.2", "0A.1"]), ("0", []), ("0A.", []), ("0A.1.1", []), ("%", []), ("", [])],
+)
+def test_a_transactions_decisions_are_found_by_its_id(stores: Stores, wanted: str, expected: list[str]) -> None:
+    async def play() -> None:
+        store = stores.make(RULES)
+        for number, ident in enumerate(("0A.1", "0A.2", "0AB.1", "A.1")):
+            store.note(logged(START + number, id=ident))
+        await store.flush()
+        assert [decision.id for decision in await everything(store.decisions(Wanted(id=wanted)))] == expected
 
     stores.run(play())
 

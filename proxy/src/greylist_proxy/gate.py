@@ -219,4 +219,3 @@ class Gate:
             self._failing = False
             self._log.event("store", state="working")
         return answer
-

@@ -128,7 +128,7 @@ async def show_one(config: Config, store: Store, options: argparse.Namespace) ->
     """Show the decision of this id, or all of the transaction's, in detail."""
     wanted = _wanted(config, options)
     async with Working("looking through decisions") as work:
-        found = [logged async for logged in _with_id(store, wanted, options.id.strip().strip("()").upper(), work)]
+        found = [logged async for logged in _with_id(store, wanted, work)]
     if not found:
         complain(f"no decision {options.id!r} is kept (store.decisions_lifetime, store.max_decisions)")
         return NO
@@ -142,18 +142,12 @@ async def show_one(config: Config, store: Store, options: argparse.Namespace) ->
     return DONE
 
 
-async def _with_id(store: Store, wanted: Wanted, ident: str, work: Working) -> AsyncIterator[Logged]:
-    is_recipient = "." in ident
-    oldest = 0.0
+async def _with_id(store: Store, wanted: Wanted, work: Working) -> AsyncIterator[Logged]:
     async for logged in store.decisions(wanted):
         work.advance()
-        if logged.time < oldest:
-            return
-        if logged.id == ident or (not is_recipient and logged.id.partition(".")[0] == ident):
-            yield logged
-            if is_recipient:
-                return
-            oldest = logged.time - LONGEST_TRANSACTION
+        yield logged
+        if wanted.id == logged.id:
+            return  # there is one only
 
 
 def _wanted(config: Config, options: argparse.Namespace) -> Wanted:
@@ -166,6 +160,7 @@ def _wanted(config: Config, options: argparse.Namespace) -> Wanted:
         verdict=options.verdict,
         reason=options.reason,
         since=options.since,
+        id=None if options.id is None else options.id.strip().strip("()").upper(),
     )
 
 

@@ -16,17 +16,15 @@ from dataclasses import dataclass
 
 from greylist_proxy.assembly import assemble
 from greylist_proxy.client import Origin, identify
-from greylist_proxy.commands import DONE, Missing, WrongUsage, on_store
-from greylist_proxy.commands.arguments import Commands, add_command
+from greylist_proxy.commands import DONE, Missing, WrongUsage, on_store, triplets
+from greylist_proxy.commands.arguments import Commands, add_command, bare
 from greylist_proxy.commands.decisions import COLUMNS, as_json, as_row
 from greylist_proxy.commands.output import (
-    iso_time,
     local_time,
     remark,
     show_fields,
     show_json,
     show_table,
-    span,
     visible,
 )
 from greylist_proxy.commands.progress import Working
@@ -34,10 +32,10 @@ from greylist_proxy.config import Config
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
 from greylist_proxy.normalise import address_key, recipient_key
-from greylist_proxy.policy import Decision, Reason, Record, Rules, Verdict
+from greylist_proxy.policy import Decision, Reason, Record, Rules, Triplet, Verdict
 from greylist_proxy.smtp.address import AddressError, parse_sender
 from greylist_proxy.smtp.transaction import screen
-from greylist_proxy.store import Logged, Store, StoreError, Wanted
+from greylist_proxy.store import Logged, Remembered, Store, StoreError, Wanted
 from greylist_proxy.tasks import Tasks
 
 LATELY = 10  # decisions that are shown
@@ -45,14 +43,14 @@ LATELY = 10  # decisions that are shown
 
 @dataclass(frozen=True)
 class Answer:
-    """All that there is to say; `records` has what is remembered for each identity of the client."""
+    """All that there is to say; `triplets` has what is remembered for each identity of the client."""
 
     origin: Origin
     recipient: str
     decision: Decision
     names: Sequence[str]
     spf: str
-    records: Sequence[tuple[str, Record]]
+    triplets: Sequence[Remembered]
     lately: Sequence[Logged]
 
 
@@ -88,7 +86,7 @@ async def _ask(config: Config, store: Store, options: argparse.Namespace) -> Ans
         client = identify(options.client, config.greylist.ipv4_prefix, config.greylist.ipv6_prefix)
     except ValueError:
         raise WrongUsage(f"{options.client!r} is not an IP address") from None
-    sender, recipient = _bare(options.sender), _bare(options.recipient)
+    sender, recipient = bare(options.sender), bare(options.recipient)
     try:
         parse_sender(sender)
         _ignored, refusal = screen(recipient, frozenset(config.backend.domains))
@@ -108,7 +106,7 @@ async def _ask(config: Config, store: Store, options: argparse.Namespace) -> Ans
             decision,
             names=await origin.names() if _asks_names(config) else (),
             spf=await _spf(origin) if config.greylist.client_key == "spf" else "not asked",
-            records=await _records(store, origin, recipient),
+            triplets=await _remembered(store, origin, recipient),
             lately=[each async for each in _lately(store, sender, recipient)],
         )
     finally:
@@ -125,11 +123,11 @@ async def _spf(origin: Origin) -> str:
     return f"{spf.result}, {spf.domain} vouches for the client" if spf.domain else spf.result
 
 
-async def _records(store: Store, origin: Origin, recipient: str) -> list[tuple[str, Record]]:
-    identities = await origin.identities()
-    sighting = await store.observe(identities, address_key(origin.sender), recipient_key(recipient), record=False)
+async def _remembered(store: Store, origin: Origin, recipient: str) -> list[Remembered]:
+    identities, sender, to = await origin.identities(), address_key(origin.sender), recipient_key(recipient)
+    sighting = await store.observe(identities, sender, to, record=False)
     return [
-        (identity.key, facts.record)
+        Remembered(Triplet(identity.key, sender, to), facts.record)
         for identity, facts in zip(identities, sighting.found, strict=True)
         if facts.record is not None
     ]
@@ -162,17 +160,7 @@ def _as_json(answer: Answer, rules: Rules) -> dict[str, object]:
         "rule": decision.rule,
         "names": list(answer.names),
         "spf": answer.spf,
-        "triplets": [
-            {
-                "client": key,
-                "state": "known" if record.last_used is not None else "pending",
-                "first_seen": iso_time(record.first_seen),
-                "last_used": iso_time(record.last_used),
-                "passes_from": iso_time(record.first_seen + rules.delay),
-                "expires": iso_time(_end(record, rules)),
-            }
-            for key, record in answer.records
-        ],
+        "triplets": [triplets.as_json(each, rules, time.time()) for each in answer.triplets],
         "decisions": [as_json(logged) for logged in answer.lately],
     }
 
@@ -187,7 +175,7 @@ def _show(answer: Answer, config: Config, options: argparse.Namespace) -> None:
             ("client", f"{origin.client.address} in {origin.client.network}"),
             ("names", ", ".join(answer.names)),
             ("SPF", answer.spf),
-            *(("triplet", f"{key}: {_state(record, rules)}") for key, record in answer.records),
+            *((f"triplet of {each.triplet.client}", _described(each.record, rules)) for each in answer.triplets),
         ]
     )
     if answer.lately:
@@ -207,21 +195,6 @@ def _verdict(decision: Decision) -> str:
     return f"{text} (mode observe: {decision.would} if it were enforced)" if decision.would else text
 
 
-def _state(record: Record, rules: Rules) -> str:
-    until = local_time(_end(record, rules))
-    if record.last_used is not None:
-        return f"known, last used {local_time(record.last_used)}, kept until {until}"
-    ago = span(max(time.time() - record.first_seen, 0))
-    passes = local_time(record.first_seen + rules.delay)
-    return f"pending, first seen {ago} ago, a retry passes from {passes} until {until}"
-
-
-def _end(record: Record, rules: Rules) -> float:
-    """Return when a record stops to count (`policy.is_expired`)."""
-    if record.last_used is not None:
-        return record.last_used + rules.lifetime
-    return record.first_seen + rules.retry_window
-
-
-def _bare(address: str) -> str:
-    return address[1:-1] if address.startswith("<") and address.endswith(">") else address
+def _described(record: Record, rules: Rules) -> str:
+    words = f"{triplets.described(record, rules, time.time())}; first seen {local_time(record.first_seen)}"
+    return words if record.last_used is None else f"{words}, last used {local_time(record.last_used)}"

@@ -300,10 +300,15 @@ def _as_row(remembered: Remembered, rules: Rules, now: float) -> list[str]:
         triplet.client,
         triplet.sender or "<>",
         triplet.recipient,
-        f"{_state(record)}, {_next(record, rules, now)}",
+        described(record, rules, now),
         local_time(record.first_seen),
         local_time(record.last_used),
     ]
+
+
+def described(record: Record, rules: Rules, now: float) -> str:
+    """Say in words what a record means for the next mail."""
+    return f"{_state(record)}, {_next(record, rules, now)}"
 
 
 def _state(record: Record) -> str:

@@ -138,7 +138,8 @@ class Wanted:
 
     `client` is compared with a triplet's client or an earner, and with a decision's client, network and key. `sender`
     and `recipient` are a whole address, or `@domain`; domains compare without case. `since` is about a decision's
-    time or a triplet's first sight.
+    time or a triplet's first sight. `id` is a decision's, or (without a dot) that of a transaction with all its
+    decisions.
     """
 
     client: str | None = None
@@ -147,6 +148,7 @@ class Wanted:
     verdict: str | None = None
     reason: str | None = None
     since: float | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ FROM decisions
 WHERE (time, id) < (:time, :id) AND (:end_time IS NULL OR (time, id) >= (:end_time, :end_id))
     AND (:since IS NULL OR time >= :since)
     AND (:client IS NULL OR client = :client OR network = :client OR "key" = :client)
-    AND (:verdict IS NULL OR verdict = :verdict) AND (:reason IS NULL OR reason = :reason) AND"""
+    AND (:verdict IS NULL OR verdict = :verdict) AND (:reason IS NULL OR reason = :reason)
+    AND (:mail IS NULL OR mail_id = :mail OR substr(mail_id, 1, length(:mail) + 1) = :mail || '.') AND"""
     + _ADDRESSES
     + "ORDER BY time DESC, id DESC"
 )
@@ -176,6 +177,7 @@ def decisions(
         "client": wanted.client,
         "verdict": wanted.verdict,
         "reason": wanted.reason,
+        "mail": wanted.id,
         **_address_parameters(wanted),
     }
     rows = [Logged(from_ms(row[0]), *row[1:]) for row in connection.execute(_DECISIONS, parameters)]

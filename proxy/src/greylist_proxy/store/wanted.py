@@ -31,6 +31,7 @@ def wants_decision(wanted: Wanted, logged: Logged) -> bool:
         and _is_address(wanted.recipient, logged.recipient)
         and wanted.verdict in (None, logged.verdict)
         and wanted.reason in (None, logged.reason)
+        and wanted.id in (None, logged.id, logged.id.partition(".")[0])
         and (wanted.since is None or logged.time >= wanted.since)
     )
 
