@@ -30,6 +30,7 @@ NO_DELAY = {"delay": 0}
 
 def rcpt(proxy: Proxy, source: str, sender: str = "a@far.test", recipient: str = "u@here.test") -> str:
     """Try to deliver a mail from an address; return the answer to RCPT, or where that was 250, to the message."""
+    decided = len(proxy.select("decision"))
     with Wire(proxy.port, source=source).hello() as client:
         assert client.ask(f"MAIL FROM:<{sender}>".encode()).startswith(b"250 ")
         reply = client.ask(f"RCPT TO:<{recipient}>".encode())
@@ -38,6 +39,7 @@ def rcpt(proxy: Proxy, source: str, sender: str = "a@far.test", recipient: str =
             client.send(MESSAGE)
             reply = client.reply()
         client.ask(b"QUIT")
+    proxy.wait_for("decision", decided + 1)
     return reply.decode()
 
 
