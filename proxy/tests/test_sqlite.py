@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from greylist_proxy.log import Log
-from greylist_proxy.policy import Identity, Record, Triplet, is_expired
+from greylist_proxy.policy import Earned, Identity, Record, Triplet, is_expired
 from greylist_proxy.store import Counts, Limits, Wanted
 from greylist_proxy.store.sqlite import SqliteStore
 from greylist_proxy.store.sqlite_lookup import Question, look_up
@@ -111,3 +111,19 @@ def test_a_store_can_be_used_with_the_real_clock(tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(play())
+
+
+def test_what_has_been_used_is_not_removed_before_that_is_committed(files: Files) -> None:
+    async def play() -> None:
+        store = files.make(RULES)
+        await store.delivered([NET], A, [U], counts=True)
+        await store.flush()
+        files.clock.step(RULES.lifetime)
+        await store.delivered([NET], A, [], counts=False)
+        files.clock.step(0.001)
+        await sweep(store)
+        await store.flush()
+        [allowance] = [item async for item in store.allowances(Wanted())]
+        assert allowance.earned == Earned(1, START, START + RULES.lifetime)
+
+    files.run(play())

@@ -184,7 +184,8 @@ class SqliteStore:
 
     async def expire(self) -> bool:
         """Remove some of what no longer counts; see `Store`."""
-        self._check_open()
+        # Or the file's row would go although it has been used since, and with it the count that it holds.
+        await self.flush()
         now, rules = self._now(), self.rules
         return await self._writes.call(
             lambda connection: self._sweep.step(connection, now, rules, self._limits), self._limits.timeout

@@ -160,7 +160,10 @@ def _commit_earned(connection: sqlite3.Connection, generation: Generation, rules
         earned = before.get(earner)
         for delivery in deliveries:
             earned = policy.earn(earned, delivery.time, rules, counts=delivery.counts)
-        if earned is not None and earned != before.get(earner):
+        if earned is None:
+            # Expired in between, by a clock that was set back: what the file says may still look alive.
+            connection.execute("DELETE FROM earned WHERE earner = ?", (earner,))
+        elif earned != before.get(earner):
             after[earner] = earned
     if after:
         write_earned(connection, after)
