@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from greylist_proxy.client import Address
 from greylist_proxy.lists.entries import Network
 from greylist_proxy.lists.tables import MAX_PATTERNS, Domains, Mailboxes, Match, Networks, PatternError, Patterns
+from greylist_proxy.resolver import Address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

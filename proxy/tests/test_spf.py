@@ -11,8 +11,7 @@ from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import pytest
-from greylist_proxy.client import Address
-from greylist_proxy.resolver import FAILURE_TTL, Resolver
+from greylist_proxy.resolver import FAILURE_TTL, Address, Resolver
 from greylist_proxy.spf import MAX_QUERIES, MAX_RECORD, Spf, SpfChecker
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -20,13 +20,11 @@ from typing import Literal, TypeVar
 from greylist_proxy.log import Log
 from greylist_proxy.names import confirmed_name, looks_dynamic, registrable_domain
 from greylist_proxy.policy import Identity
-from greylist_proxy.resolver import Resolver
+from greylist_proxy.resolver import Address, Resolver
 from greylist_proxy.spf import Spf, SpfChecker
 
 T = TypeVar("T")
 ClientKey = Literal["spf", "ptr", "network"]
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)

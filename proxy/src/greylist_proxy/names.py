@@ -17,15 +17,11 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING
 
 from publicsuffixlist import PublicSuffixList
 
-from greylist_proxy.resolver import Kind, Resolver
+from greylist_proxy.resolver import Address, Kind, Resolver
 from greylist_proxy.smtp.address import MAX_DOMAIN, is_domain
-
-if TYPE_CHECKING:
-    from greylist_proxy.client import Address
 
 MAX_NAMES = 5  # of one address that are looked at; some have hundreds, none needs them
 

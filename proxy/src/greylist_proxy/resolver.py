@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Literal, NamedTuple
 
 import dns.asyncresolver
@@ -36,6 +37,7 @@ import dns.resolver
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.memo import Memo, Told
 
+Address = IPv4Address | IPv6Address
 Kind = Literal["A", "AAAA", "MX", "TXT", "PTR"]
 Status = Literal["ok", "nxdomain", "failed"]
 

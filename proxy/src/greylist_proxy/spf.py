@@ -37,17 +37,14 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from spftrace import BaseResolver, Evaluator, Event, Limits
 from spftrace.resolver import NOERROR, NXDOMAIN, SERVFAIL
 
 from greylist_proxy.memo import Memo, Told
 from greylist_proxy.names import public_domain, registrable_domain
-from greylist_proxy.resolver import FAILURE_TTL, MAX_TTL, Kind, Resolver
-
-if TYPE_CHECKING:
-    from greylist_proxy.client import Address
+from greylist_proxy.resolver import FAILURE_TTL, MAX_TTL, Address, Kind, Resolver
 
 MAX_QUERIES = 30  # DNS queries of one check: ten terms, the RFC's limit, take 11, and more only by `mx` and `ptr`
 MAX_RECORD = 4096  # characters; the RFC (section 3.4) advises 450. Walking them costs CPU

@@ -13,9 +13,8 @@ import asyncio
 import ipaddress
 from collections.abc import Sequence
 
-from greylist_proxy.client import Address
 from greylist_proxy.config_values import DnsList
-from greylist_proxy.resolver import Resolver
+from greylist_proxy.resolver import Address, Resolver
 
 ANSWERS = ipaddress.IPv4Network("127.0.0.0/8")  # RFC 5782 section 2.1
 REFUSED = (ipaddress.IPv4Network("127.0.0.255/32"), ipaddress.IPv4Network("127.255.255.0/24"))

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
-from greylist_proxy.client import Address
 from greylist_proxy.lists.entries import Network
+from greylist_proxy.resolver import Address
 from greylist_proxy.store import Kind
 
 Value = str | tuple[str, float]
