@@ -20,8 +20,15 @@ from greylist_proxy.smtp.transaction import Services
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.tasks import Tasks
 
+from .command_line import line, sqlite_line, vienna
 from .dns_server import DnsServer
+from .greylisters import daemon_folder
 from .peers import Proxy, ScriptedPeer, Sink, closing
+from .sqlite_files import files
+from .stores import stores
+
+# Fixtures that live beside what they make; these and those below serve all tests.
+__all__ = ["daemon_folder", "files", "line", "sqlite_line", "stores", "vienna"]
 
 
 @pytest.fixture

@@ -208,8 +208,8 @@ class _Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
         self._transport = transport
 
-    def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
-        task = asyncio.get_running_loop().create_task(self._reply(data, address))
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        task = asyncio.get_running_loop().create_task(self._reply(data, addr))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 

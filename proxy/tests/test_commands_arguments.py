@@ -23,8 +23,6 @@ from greylist_proxy.commands.arguments import (
 )
 from greylist_proxy.config import GreylistSection
 
-from .command_line import vienna as vienna
-
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("12h", 43200), ("2d", 172800), ("0s", 0)])
 def test_since_a_duration_is_so_long_ago(text: str, seconds: float) -> None:

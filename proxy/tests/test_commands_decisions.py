@@ -8,8 +8,6 @@ import pytest
 from greylist_proxy.policy import Reason
 
 from .command_line import CommandLine, decided
-from .command_line import line as line
-from .command_line import sqlite_line as sqlite_line
 
 OFFICE = {"client": "40.92.17.4", "network": "40.92.17.0/24", "key": "spf:contoso.example"}
 LOG = [

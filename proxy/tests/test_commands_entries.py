@@ -10,8 +10,6 @@ import pytest
 from greylist_proxy.store import Action, Entry, Kind, Source
 
 from .command_line import CommandLine
-from .command_line import line as line
-from .command_line import sqlite_line as sqlite_line
 
 TRAPPED = Entry(Kind.CLIENT, "192.0.2.7", Action.BLOCK, Source.TRAP, time.time(), time.time() + 3600, "mailed a trap")
 LEARNED = Entry(Kind.SENDER, "joe@example.net", Action.ALLOW, Source.LEARNED, time.time(), time.time() + 86400)

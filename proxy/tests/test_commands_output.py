@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from .command_line import vienna as vienna
-
 TIME = "2026-11-24 21:31:05 CET"
 TRIPLET = ["192.0.2.0/24", "news@example.net", "user@example.org", "known, expires in 36d", TIME, TIME]
 DECISION = [TIME, "192.0.2.7", "news@example.net", "user@example.org", "defer, 60s", "pending-cap", "0A1B2C3D4E5F.1"]

@@ -21,8 +21,6 @@ from greylist_proxy.commands import progress
 from greylist_proxy.commands.progress import Working
 
 from .command_line import CommandLine, triplet
-from .command_line import line as line
-from .command_line import sqlite_line as sqlite_line
 from .peers import Proxy, Sink, Wire, wait_until
 
 PROGRAM = [sys.executable, "-m", "greylist_proxy"]

@@ -12,8 +12,6 @@ from greylist_proxy.commands.comebacks import Comebacks, Result
 from greylist_proxy.store import Action, Entry, Kind, Logged, Source
 
 from .command_line import CommandLine, allowance, decided, triplet
-from .command_line import line as line
-from .command_line import sqlite_line as sqlite_line
 
 ENTRIES = [
     Entry(Kind.CLIENT, "192.0.2.7", Action.ALLOW, Source.OPERATOR),

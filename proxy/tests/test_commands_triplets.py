@@ -12,8 +12,6 @@ from greylist_proxy.policy import Record, Rules
 from greylist_proxy.store import Remembered
 
 from .command_line import CommandLine, allowance, triplet
-from .command_line import line as line
-from .command_line import sqlite_line as sqlite_line
 
 KNOWN = triplet("spf:example.net", used=3600, age=86400)
 WAITING = triplet(age=20)

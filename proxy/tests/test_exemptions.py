@@ -79,7 +79,7 @@ def with_entries(*entries: Entry, allow: AllowSection | None = None) -> Exemptio
 
 
 def decide(exemptions: Exemptions, visitor: Visitor, recipient: str = "to@example.org") -> Decision | None:
-    return asyncio.run(exemptions.match(cast("Origin", visitor), recipient))
+    return asyncio.run(exemptions.match(cast(Origin, visitor), recipient))
 
 
 def told(decision: Decision | None) -> str:
@@ -412,7 +412,7 @@ def test_dns_allow_lists() -> None:
     async def ask(address: str, resolver: object, *lists: str) -> Decision | None:
         allow = AllowSection.model_validate({"well_known": False, "dns_lists": list(lists)})
         exemptions = Exemptions(allow, TrapSection(), cast("Resolver | None", resolver), Clock())
-        return await exemptions.dns_allowed(cast("Origin", Visitor(address)))
+        return await exemptions.dns_allowed(cast(Origin, Visitor(address)))
 
     zone = "list.example=127.0.[0..255].2"
     assert told(asyncio.run(ask("192.0.2.1", Lists(), zone))) == "allow dns-allowed list.example"

@@ -40,7 +40,7 @@ def ask(
 ) -> tuple[str, list[tuple[str, str]]]:
     async def run() -> tuple[str, list[tuple[str, str]]]:
         names = Names(answers, len(lists))
-        return await listed(cast("Resolver", names), ipaddress.ip_address(address), lists), names.asked
+        return await listed(cast(Resolver, names), ipaddress.ip_address(address), lists), names.asked
 
     return asyncio.run(run())
 

@@ -163,7 +163,7 @@ def test_the_number_of_patterns_is_bounded() -> None:
 def seconds(lookups: Callable[[], object]) -> float:
     """The shortest of some runs: what is longer is the machine's doing."""
     times = []
-    for _ in range(15):
+    for _ignored in range(15):
         start = time.perf_counter()
         lookups()
         times.append(time.perf_counter() - start)
@@ -182,7 +182,7 @@ def test_a_hundred_thousand_networks_are_not_slower_than_a_thousand() -> None:
         while len(table) < size:
             table.add(network(), "whitelist_clients:1")
     assert len(large) == 100_000
-    asked = [ipaddress.IPv4Address(chance.getrandbits(32)) for _ in range(300)]
+    asked = [ipaddress.IPv4Address(chance.getrandbits(32)) for _ignored in range(300)]
 
     def lookups(table: Networks) -> Callable[[], object]:
         return lambda: [table.find(address, NOW) for address in asked]

@@ -139,7 +139,7 @@ def test_a_key_is_not_longer_and_keeps_the_domain(address: str) -> None:
 def test_no_address_takes_long(repeated: str) -> None:
     def cost(size: int) -> float:
         address = f"{(repeated * size)[:size]}@example.org"
-        return min(_timed(address) for _ in range(5))
+        return min(_timed(address) for _ignored in range(5))
 
     # Eight times the length may take the square of it (rounds and length grow together), and noise four times that;
     # a search that backtracks takes the cube or worse.

@@ -309,8 +309,8 @@ def test_close_ends_what_is_under_way(make_dns: MakeDns) -> None:
 def test_nothing_that_a_server_says_and_nothing_that_is_asked_raises(reply: bytes, name: str) -> None:
     async def go() -> Answer:
         class Liar(asyncio.DatagramProtocol):
-            def datagram_received(self, data: bytes, address: Any) -> None:
-                transport.sendto(data[:2] + reply, address)
+            def datagram_received(self, data: bytes, addr: Any) -> None:
+                transport.sendto(data[:2] + reply, addr)
 
         loop = asyncio.get_running_loop()
         transport, _protocol = await loop.create_datagram_endpoint(

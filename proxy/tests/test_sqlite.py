@@ -20,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .sqlite_files import DECISION, ENTRY, NET, RULES, A, Files, U, reason, sweep
-from .sqlite_files import files as files
 from .stores import START
 
 TIMES = st.integers(-10_000_000, 10_000_000).map(lambda milliseconds: START + milliseconds / 1000)

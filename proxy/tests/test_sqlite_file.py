@@ -20,7 +20,6 @@ from greylist_proxy.policy import Record
 from greylist_proxy.store import Counts, StoreError, Wanted
 
 from .sqlite_files import DECISION, ENTRY, NET, RULES, A, Files, U, reason
-from .sqlite_files import files as files
 from .stores import START
 
 # -- the file --

@@ -24,7 +24,6 @@ from greylist_proxy.store import sqlite_sightings as sightings_module
 from greylist_proxy.store.sqlite_lookup import look_up
 
 from .sqlite_files import DECISION, ENTRY, NET, A, Files, U, reason
-from .sqlite_files import files as files
 
 CHILD = """
 import asyncio, sys

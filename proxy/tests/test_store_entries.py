@@ -22,7 +22,6 @@ from .store_checks import (
     everything,
 )
 from .stores import START, Stores
-from .stores import stores as stores
 
 
 def test_an_entry_is_made_replaced_and_removed(stores: Stores) -> None:

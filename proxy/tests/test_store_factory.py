@@ -45,7 +45,7 @@ def make(**values: Any) -> Store:
 )
 def test_kinds(url: str, kind: type, name: str) -> None:
     store = make(url=url)
-    assert type(store) is kind
+    assert isinstance(store, kind)
     assert store.name == name
     asyncio.run(store.close())
 

@@ -35,7 +35,6 @@ from .store_checks import (
     reason,
 )
 from .stores import START, Stores
-from .stores import stores as stores
 
 # -- decisions --
 

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .stores import START, Clock, Stores
-from .stores import stores as stores
 
 RULES = Rules(delay=60, retry_window=600, lifetime=4 * 3600, auto_allow_after=3, max_pending=3)
 IDENTITIES = [

@@ -23,7 +23,6 @@ from .store_checks import (
     reason,
 )
 from .stores import START, Stores
-from .stores import stores as stores
 
 # -- at the same time --
 

@@ -12,7 +12,6 @@ from greylist_proxy.store import Action, Entry, Kind, Wanted
 
 from .store_checks import NET, RULES, A, U, deliver, everything, listed, logged, reason
 from .stores import START, Stores
-from .stores import stores as stores
 
 HOSTILE = [
     "'; DROP TABLE pending; --",

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 from .greylisters import remembered
 from .stores import KINDS, START, Stores
-from .stores import stores as stores
 
 HOUR, DAY = 3600.0, 86400.0
 

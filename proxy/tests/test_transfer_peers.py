@@ -15,10 +15,8 @@ from greylist_proxy.policy import Earned, Record, Rules, Triplet
 from greylist_proxy.store import Action, Allowance, Entry, Item, Kind, Remembered
 from greylist_proxy.transfer import Loaded, TransferError, load, postgrey, sqlgrey
 
-from .greylisters import daemon_folder as daemon_folder
 from .greylisters import free_port, needs, remembered, running
 from .stores import START, Stores
-from .stores import stores as stores
 
 # -- postgrey --
 

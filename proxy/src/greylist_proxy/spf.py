@@ -116,7 +116,7 @@ class _Transport(BaseResolver):
         self.ttl = MAX_TTL
 
     async def _lookup(self, name: str, rtype: str) -> tuple[str, list[str]]:
-        answer = await self._resolver.lookup(name, cast("Kind", rtype))
+        answer = await self._resolver.lookup(name, cast(Kind, rtype))
         self.ttl = min(self.ttl, answer.ttl)
         if answer.status == "failed" or any(len(value) > MAX_RECORD for value in answer.values):
             return SERVFAIL, []

@@ -95,6 +95,8 @@ async def import_archive(config: Config, store: Store, options: argparse.Namespa
     async with Working(f"importing {options.file}, bytes", total or None) as work:
 
         def items() -> Iterator[Item]:
+            # `opened` has nothing to clean up but the file, which its own `with` closes.
+            # pylint: disable-next=contextmanager-generator-missing-cleanup
             with source.opened(options.file, archive.MAX_LINE, work.advance) as lines:
                 yield from archive.read(lines, options.file, into)
 

@@ -41,8 +41,8 @@ class _Line(Progress):
         self.add_task(visible(work.doing), total=work.total)
 
     def get_renderable(self) -> RenderableType:
-        for bar in self.task_ids:
-            self.update(bar, completed=self._work.done)
+        for task in self.task_ids:
+            self.update(task, completed=self._work.done)
         return super().get_renderable()
 
 

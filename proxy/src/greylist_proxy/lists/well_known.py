@@ -55,7 +55,7 @@ def parse(text: str) -> WellKnown:
     data = tomllib.loads(text)
     date = data.pop("date", None)
     # A date with a time is a date too, to Python.
-    if type(date) is not datetime.date:
+    if not isinstance(date, datetime.date) or isinstance(date, datetime.datetime):
         raise ValueError(f"{FILE}: date: allowed is the day of the last review, such as 2026-01-31")
     entries = [_entry(section, item) for section, items in data.items() for item in items]
     if len({entry[:2] for entry in entries}) != len(entries):

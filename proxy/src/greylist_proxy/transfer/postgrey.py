@@ -169,6 +169,8 @@ def _unescaped(text: bytes, *, is_printable: bool, where: str) -> bytes:
 @contextmanager
 def _dump(path: Path) -> Iterator[Iterator[bytes | None]]:
     if not _is_database(path):
+        # `opened` has nothing to clean up but the file, which its own `with` closes.
+        # pylint: disable-next=contextmanager-generator-missing-cleanup
         with opened(str(path), MAX_LINE) as lines:
             yield (line for _number, line in lines)
         return
