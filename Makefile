@@ -57,7 +57,8 @@ integration: ## Real programs against the lab on both backends
 	@$(call setup,python test oldest)
 	if [ -d .cache/venvs/test-oldest ]; then \
 	    .cache/venvs/test-oldest/bin/pytest -n auto tests/unit tests/integration/test_windows.py \
-	        tests/integration/test_exchange.py -k 'not wine'; fi
+	        tests/integration/test_exchange.py -k 'not wine' && \
+	    .cache/venvs/test-oldest/bin/pytest -n auto proxy/tests; fi
 
 .PHONY: molecule
 molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers with systemd

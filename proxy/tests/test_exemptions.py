@@ -411,7 +411,7 @@ class Lists:
 def test_dns_allow_lists() -> None:
     async def ask(address: str, resolver: object, *lists: str) -> Decision | None:
         allow = AllowSection.model_validate({"well_known": False, "dns_lists": list(lists)})
-        exemptions = Exemptions(allow, TrapSection(), cast("Resolver | None", resolver), Clock())
+        exemptions = Exemptions(allow, TrapSection(), cast(Resolver | None, resolver), Clock())
         return await exemptions.dns_allowed(cast(Origin, Visitor(address)))
 
     zone = "list.example=127.0.[0..255].2"
