@@ -147,6 +147,7 @@ async def measure(database: Database, count: int, options: argparse.Namespace) -
     seconds = await fill(store, population)
     filled = database.bytes() - empty
     await store.close()
+    database.settle()
     taken = database.bytes() - empty
     store = database.open(clock)
     decisions = Decisions(store, population, new, chance)
@@ -160,7 +161,7 @@ async def measure(database: Database, count: int, options: argparse.Namespace) -
     cold = None
     if database.on_disk:
         await store.close()
-        database.forget_cache()
+        database.settle(forget=True)
         store = database.open(clock)
         _say(f"{database.name}: {options.decisions // 10:,} decisions, one at a time, cold cache")
         decisions = Decisions(store, population, new, chance)

@@ -79,8 +79,8 @@ class Database(Protocol):
     def bytes(self) -> int:
         """How much the data takes now."""
 
-    def forget_cache(self) -> None:
-        """See that the next reads come from the disk. No store may be open."""
+    def settle(self, *, forget: bool = False) -> None:
+        """Wait until all is on the disk, and let the system `forget` what it has of it. No store may be open."""
 
     async def expire(self, store: Store, population: Population, clock: Clock, ask: Ask) -> Expiry:
         """Let half of all triplets expire; `ask` makes a decision."""
@@ -103,13 +103,14 @@ class File:
         """Count the file, its write-ahead log and its index."""
         return sum(path.stat().st_size for path in self._path.parent.glob(f"{self._path.name}*"))
 
-    def forget_cache(self) -> None:
-        """Write all out, and ask the system to forget what it has of it."""
+    def settle(self, *, forget: bool = False) -> None:
+        """Write the files out; what the system still had to write would slow down what is measured next."""
         for path in self._path.parent.glob(f"{self._path.name}*"):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                if forget:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
 
@@ -160,7 +161,7 @@ class Server:
         """Count what the server's allocator gave out."""
         return int(self._direct.info("memory")["used_memory"])
 
-    def forget_cache(self) -> None:
+    def settle(self, *, forget: bool = False) -> None:
         """There is no disk behind."""
 
     async def expire(self, store: Store, population: Population, clock: Clock, ask: Ask) -> Expiry:
