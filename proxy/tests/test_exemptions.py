@@ -68,8 +68,8 @@ def entry(
     return Entry(Kind(kind), value, action, source, NOW, expires)
 
 
-def page(*changed: Entry | Removed, restart: bool = False) -> Changes:
-    return Changes(restart, changed, "1", more=False)
+def page(*changed: Entry | Removed, restart: bool = False, more: bool = False) -> Changes:
+    return Changes(restart, changed, "1", more)
 
 
 def with_entries(*entries: Entry, allow: AllowSection | None = None) -> Exemptions:
@@ -236,6 +236,22 @@ def test_entries_come_change_and_go() -> None:
     assert not exemptions.is_trap("old@example.org")
     assert decide(exemptions, Visitor(spf_pass="example.net"), "other@example.org") is None
     assert told(decide(exemptions, Visitor())) == "allow allowed-recipient operator-entry:to@example.org"
+
+
+def test_no_entry_is_missed_while_all_are_told_anew() -> None:
+    exemptions = with_entries(entry("client", "192.0.2.1", BLOCK), entry("client", "192.0.2.2", BLOCK))
+
+    def blocked() -> list[str]:
+        addresses = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+        return [each for each in addresses if decide(exemptions, Visitor(each))]
+
+    assert blocked() == ["192.0.2.1", "192.0.2.2"]
+    exemptions.apply(page(entry("client", "192.0.2.1", BLOCK), restart=True, more=True))
+    assert blocked() == ["192.0.2.1", "192.0.2.2"], "the second one may still come"
+    exemptions.put(entry("client", "192.0.2.3", BLOCK))  # a trap closes meanwhile
+    assert blocked() == ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    exemptions.apply(page())
+    assert blocked() == ["192.0.2.1", "192.0.2.3"]
 
 
 def test_entries_expire() -> None:

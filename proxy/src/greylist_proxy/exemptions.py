@@ -20,7 +20,6 @@ checked if the claimed sender is in a list.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,12 +30,13 @@ from greylist_proxy.client import Origin
 from greylist_proxy.config import AllowSection, TrapSection
 from greylist_proxy.config_values import DnsList
 from greylist_proxy.lists import dns_lists, postgrey, well_known
-from greylist_proxy.lists.entries import EntryError, Network, fold, fold_name, key
+from greylist_proxy.lists.entries import EntryError, fold, fold_name
 from greylist_proxy.lists.postgrey import Loaded
-from greylist_proxy.lists.tables import Mailboxes, Match, Tables
+from greylist_proxy.lists.runtime import RuntimeEntries
+from greylist_proxy.lists.tables import Match, Tables
 from greylist_proxy.policy import EXEMPT, Decision, Reason, Verdict, is_exempt
 from greylist_proxy.resolver import Resolver
-from greylist_proxy.store import Action, Changes, Entry, Kind, Source
+from greylist_proxy.store import Changes, Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ class Exemptions:
         self._resolver = resolver
         self._clock = clock
         self._configured = _read(allow, trap)
-        self._forget()
+        self._entries = RuntimeEntries()
+        self._coming: RuntimeEntries | None = None  # those that a restart tells anew, until all are there
 
     async def reload(self, allow: AllowSection, trap: TrapSection) -> Sequence[str]:
         """Read the files again, and return the new `warnings`; entries stay. ListError: everything stays as it was."""
@@ -89,37 +90,34 @@ class Exemptions:
         return self._configured.files.counts
 
     def apply(self, changes: Changes) -> list[str]:
-        """Take over what happened to the entries; return a sentence for each that can't count."""
+        """Take over what happened to the entries; return a sentence for each that can't count.
+
+        After a restart the old ones count until the new ones are complete: no block has a gap.
+        """
         if changes.restart:
-            self._forget()
+            self._coming = RuntimeEntries()
+        entries = self._entries if self._coming is None else self._coming
         problems = []
         for change in changes.changed:
             try:
                 if isinstance(change, Entry):
-                    self.put(change)
+                    entries.put(change)
                 else:
-                    self._remove(change.kind, key(change.kind, change.value))
+                    entries.remove(change.kind, change.value)
             except EntryError as error:
                 problems.append(f"an entry of kind {change.kind} does not count: {error}")
+        if self._coming is not None and not changes.more:
+            self._entries, self._coming = self._coming, None
         return problems
 
     def put(self, entry: Entry) -> None:
         """Take over an entry that was just made, in place of one with its kind and value. EntryError: can't count."""
-        found = key(entry.kind, entry.value)
-        self._remove(entry.kind, found)
-        rule = f"{entry.source}-entry:{entry.value}"
-        if entry.kind is not Kind.TRAP:
-            self._tables(entry).add(entry.kind, found, rule, entry.expires)
-        elif isinstance(found, str):
-            self._traps.add(found, rule, entry.expires)
-        if entry.expires is not None:
-            heapq.heappush(self._expiring, (entry.expires, entry.kind, entry.value))
+        for entries in filter(None, (self._entries, self._coming)):
+            entries.put(entry)
 
     def expire(self, now: float) -> None:
         """Let go of entries that have expired. They count no more in any case; this frees their memory."""
-        while self._expiring and self._expiring[0][0] <= now:
-            _expires, kind, value = heapq.heappop(self._expiring)
-            self._remove(kind, key(kind, value), expired_at=now)
+        self._entries.expire(now)
 
     async def match(self, origin: Origin, recipient: str) -> Decision | None:
         """Decide by lists; None: no list says anything, and the greylist is to be asked."""
@@ -127,10 +125,10 @@ class Exemptions:
             return EXEMPT
         question = _Question(origin, self._clock(), fold(origin.sender), fold(recipient))
         return (
-            await self._allowed((self._configured.files.tables, self._allow), question)
+            await self._allowed((self._configured.files.tables, self._entries.allow), question)
             or await self._blocked(question)
             or self._trapped_client(question)
-            or await self._allowed((self._learned, self._configured.shipped), question)
+            or await self._allowed((self._entries.learned, self._configured.shipped), question)
         )
 
     async def dns_allowed(self, origin: Origin) -> Decision | None:
@@ -147,7 +145,9 @@ class Exemptions:
             return False
         local, domain = fold(recipient)
         now = self._clock()
-        return bool(self._configured.files.traps.find(local, domain, now) or self._traps.find(local, domain, now))
+        return bool(
+            self._configured.files.traps.find(local, domain, now) or self._entries.traps.find(local, domain, now)
+        )
 
     async def _allowed(self, lists: Sequence[Tables], question: _Question) -> Decision | None:
         origin, now = question.origin, question.now
@@ -168,51 +168,22 @@ class Exemptions:
     async def _blocked(self, question: _Question) -> Decision | None:
         now = question.now
         local, domain = question.sender
-        if match := self._block.networks.find(question.origin.client.address, now) or await _find_name(
-            (self._block,), question
+        if match := self._entries.block.networks.find(question.origin.client.address, now) or await _find_name(
+            (self._entries.block,), question
         ):
             return Decision(Verdict.BLOCK, Reason.BLOCKED_CLIENT, rule=match.rule)
-        if match := self._block.senders.find(local, domain, now):
+        if match := self._entries.block.senders.find(local, domain, now):
             return Decision(Verdict.BLOCK, Reason.BLOCKED_SENDER, rule=match.rule)
-        if match := self._block.find_recipient(*question.recipient, now):
+        if match := self._entries.block.find_recipient(*question.recipient, now):
             return Decision(Verdict.BLOCK, Reason.BLOCKED_RECIPIENT, rule=match.rule)
         return None
 
     def _trapped_client(self, question: _Question) -> Decision | None:
-        match = self._trapped.networks.find(question.origin.client.address, question.now)
+        match = self._entries.trapped.networks.find(question.origin.client.address, question.now)
         if match is None:
             return None
         seconds = 0 if match.expires is None else math.ceil(match.expires - question.now)
         return Decision(Verdict.DEFER, Reason.TRAPPED, seconds, rule=match.rule)
-
-    def _forget(self) -> None:
-        self._allow = Tables()
-        self._block = Tables()
-        self._trapped = Tables()
-        self._learned = Tables()
-        self._traps = Mailboxes()
-        self._expiring: list[tuple[float, Kind, str]] = []  # a heap, by time
-
-    def _tables(self, entry: Entry) -> Tables:
-        match entry.source, entry.action:
-            case Source.OPERATOR, Action.ALLOW:
-                return self._allow
-            case Source.OPERATOR, Action.BLOCK:
-                return self._block
-            case Source.TRAP, Action.BLOCK if entry.kind is Kind.CLIENT:
-                return self._trapped
-            case Source.LEARNED, Action.ALLOW:
-                return self._learned
-        # Nothing makes such; what follows from it was never thought about.
-        raise EntryError(f"source {entry.source} does not make entries with action {entry.action}")
-
-    def _remove(self, kind: Kind, found: Network | str, expired_at: float | None = None) -> None:
-        # Which table it is in is not remembered: that would cost more memory than looking costs time.
-        if kind is not Kind.TRAP:
-            for tables in (self._allow, self._block, self._trapped, self._learned):
-                tables.remove(kind, found, expired_at)
-        elif isinstance(found, str):
-            self._traps.remove(found, expired_at)
 
 
 def _read(allow: AllowSection, trap: TrapSection) -> _Configured:

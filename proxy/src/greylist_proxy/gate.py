@@ -60,6 +60,7 @@ class Gate:
         self._clock = clock
         self._failing = False
         self._next_try = 0.0
+        self._followed: str | None = None  # the position in what happened to the entries
 
     # -- the decision --
 
@@ -167,25 +168,23 @@ class Gate:
 
     async def load_entries(self) -> None:
         """Fetch all entries, so that the first client meets them; without a store there are none, and mail goes on."""
-        await self._follow(None)
+        await self._follow()
 
     async def follow_entries(self) -> None:
         """Keep up with entries that are made elsewhere; runs until it is cancelled."""
-        position: str | None = None
         while True:
-            position = await self._follow(position)
+            await self._follow()
             await asyncio.sleep(FOLLOW_EVERY)
 
-    async def _follow(self, position: str | None) -> str | None:
+    async def _follow(self) -> None:
         more = True
         while more:
-            changes = await self._ask(partial(self._store.changes, position))
+            changes = await self._ask(partial(self._store.changes, self._followed))
             if changes is None:
                 break
             for sentence in self._exemptions.apply(changes):
                 self._log.event("warning", message=sentence)
-            position, more = changes.position, changes.more
-        return position
+            self._followed, more = changes.position, changes.more
 
     async def keep_house(self) -> None:
         """Remove what has expired, now and then; runs until it is cancelled."""

@@ -6,6 +6,7 @@
     tables.py       lookup by network, name, address and pattern
     postgrey.py     files in postgrey's formats, and files of spam traps
     well_known.py   the list that ships with the package
+    runtime.py      entries that were made at run time
     dns_lists.py    allow-lists that are asked over the DNS
 
 Which list wins over which is decided in `exemptions.py`.
