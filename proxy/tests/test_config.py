@@ -412,6 +412,19 @@ def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert captured.err.count(f"greylist-proxy: {path}: greylist.delay = -5: allowed is ") == 2
 
 
+def test_check_config_reads_the_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, clients = tmp_path / "config.toml", tmp_path / "whitelist_clients"
+    path.write_text(f'{LEAST}[allow]\nclient_files = ["{clients}"]')
+    for command in ("check-config", "serve"):
+        assert main([command, "--config", str(path)]) == 2
+        assert f"greylist-proxy: {clients}: " in capsys.readouterr().err
+    clients.write_text("192.0.2.1\n/(/\n")
+    assert main(["check-config", "--config", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}: ok\n"
+    assert captured.err.startswith(f"greylist-proxy: {path}: warning: {clients}:2: ")
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["serve"], ["check-config", "--conf", "x"], ["explain"], ["serve", "--config", "x", "extra"]]
 )

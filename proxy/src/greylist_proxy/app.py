@@ -22,7 +22,7 @@ from greylist_proxy.smtp.relay import Backend
 from greylist_proxy.smtp.server import COMMAND_PATIENCE, DATA_PATIENCE, Session
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.transaction import Services
-from greylist_proxy.store import Store, StoreError
+from greylist_proxy.store import Store
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.systemd import notify
 from greylist_proxy.tasks import Tasks
@@ -39,7 +39,7 @@ class StartError(Exception):
 async def serve(config: Config, log: Log, reread: Callable[[], Config]) -> None:
     """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again, by `reread`.
 
-    StartError: an address can't be listened on, a list or a password can't be read.
+    StartError: an address can't be listened on. ConfigError: a list or a password can't be read.
     """
     logging.getLogger().addHandler(LogHandler(log))
     stopped = asyncio.Event()
@@ -47,11 +47,11 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     tasks = Tasks(log)
+    store = make_store(config.store, config.greylist.rules, log)
     try:
-        store = make_store(config.store, config.greylist.rules, log)
         judgement = assemble(config, store, log, tasks)
-    except (StoreError, ListError) as error:
-        raise StartError(str(error)) from error
+    except ListError as error:
+        raise ConfigError(error.lines) from error
     services = services_of(config, judgement, log, tasks)
     # An operator's blocks and exemptions count from the first client on.
     await judgement.gate.load_entries()

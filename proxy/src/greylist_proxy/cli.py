@@ -26,6 +26,8 @@ from greylist_proxy.commands import (
 from greylist_proxy.commands.arguments import add_command
 from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice, load
+from greylist_proxy.exemptions import Exemptions
+from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
 
 DESCRIPTION = """\
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add_command(
         commands,
         "check-config",
-        "check the configuration file, and say everything that is wrong with it",
+        "check the configuration file and the lists that it names, and say everything that is wrong with them",
         _check_config,
     )
     for command in (explain, triplets, decisions, entries, stats, export, import_, learn):
@@ -87,7 +89,14 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
 
 
 def _check_config(config: Config, options: argparse.Namespace) -> int:
-    for sentence in advice(config):
+    try:
+        # The lists belong to it: with one that can't be read the server does not start.
+        warnings = Exemptions(config.allow, config.trap, None).warnings
+    except ListError as error:
+        for line in error.lines:
+            complain(line)
+        return WRONG
+    for sentence in [*advice(config), *warnings]:
         complain(f"{options.config}: warning: {sentence}")
     print(f"{options.config}: ok")
     return DONE
