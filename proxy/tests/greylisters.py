@@ -40,13 +40,6 @@ def needs(*programs: str) -> None:
         pytest.skip("must be root: these daemons change their user")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 class PolicyServer:
     """A greylisting daemon that speaks Postfix's policy protocol."""
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,6 +27,18 @@ from typing import Any
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 DEADLINE = 20.0  # seconds for anything that a test waits for
+
+
+def free_port() -> int:
+    """Return a port for a server that can't be told to take a free one, or that must come back on its own.
+
+    It lies below those that the system gives to outgoing connections, of which tests make thousands.
+    """
+    while True:
+        port = secrets.randbelow(12_000) + 20_000
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:

@@ -31,6 +31,11 @@ def command(line: CommandLine, *arguments: str) -> list[str]:
     return [*PROGRAM, *arguments, "--config", str(line.config)]
 
 
+def listen_to_ctrl_c() -> None:
+    """Undo what a shell does to what it runs in the background: it has it ignore SIGINT, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A pseudo terminal of 80 columns; what is written to it is gathered."""
 
@@ -78,6 +83,7 @@ def running(line: CommandLine, terminal: Terminal, *arguments: str) -> Iterator[
         # The shell opens the terminal by name, which makes it the session's own: Ctrl-C is typed, not sent.
         ["setsid", "sh", "-c", f'exec "$@" <>{os.ttyname(terminal.theirs)} >&0 2>&0', "sh", *command(line, *arguments)],
         env=environment | {"TERM": "xterm-256color"},
+        preexec_fn=listen_to_ctrl_c,
     )
     try:
         yield process
@@ -217,7 +223,10 @@ def test_a_terminal_gets_colours_and_no_line_that_is_too_long(sqlite_line: Comma
 def test_ctrl_c_ends_a_command_without_a_traceback(sqlite_line: CommandLine) -> None:
     sqlite_line.fill([triplet(recipient=f"u{number}@example.org") for number in range(2000)])
     with subprocess.Popen(
-        command(sqlite_line, "triplets", "list", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(sqlite_line, "triplets", "list", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=listen_to_ctrl_c,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

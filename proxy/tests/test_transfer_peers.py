@@ -15,7 +15,8 @@ from greylist_proxy.policy import Earned, Record, Rules, Triplet
 from greylist_proxy.store import Action, Allowance, Entry, Item, Kind, Remembered
 from greylist_proxy.transfer import Loaded, TransferError, load, postgrey, sqlgrey
 
-from .greylisters import free_port, needs, remembered, running
+from .greylisters import needs, remembered, running
+from .peers import free_port
 from .stores import START, Stores
 
 # -- postgrey --

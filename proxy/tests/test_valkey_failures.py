@@ -21,7 +21,8 @@ from greylist_proxy.store import Action, Entry, Kind, Limits, Logged, Store, Sto
 from greylist_proxy.store.valkey import ValkeyStore
 from greylist_proxy.store.valkey_servers import Access
 
-from .valkey_servers import Server, free_port, make_certificate, running, single
+from .peers import free_port
+from .valkey_servers import Server, make_certificate, running, single
 
 IDENTITIES = [Identity("192.0.2.0/24", "192.0.2.9"), Identity("spf:far.test", "spf:far.test")]
 SENDER, RECIPIENT = "a@far.test", "u@here.test"

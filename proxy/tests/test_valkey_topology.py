@@ -22,9 +22,9 @@ from greylist_proxy.store.valkey_topology import Cluster, Sentinels
 from valkey.crc import key_slot
 from valkey.exceptions import ConnectionError as ServerGone
 
-from .peers import DEADLINE, until
+from .peers import DEADLINE, free_port, until
 from .test_valkey_failures import RIGHTS
-from .valkey_servers import ThreeNodes, cluster, free_port, watched
+from .valkey_servers import ThreeNodes, cluster, watched
 
 SENDER, RECIPIENT = "a@far.test", "u@here.test"
 NETWORKS = [Identity(f"192.0.{number}.0/24", f"192.0.{number}.9") for number in range(30)]
@@ -67,7 +67,8 @@ def test_a_failover_is_followed(tmp_path: Path) -> None:
 
         async def play(store: ValkeyStore) -> None:
             assert await known(store, NETWORKS[0]) == [False]
-            servers.primary.say("WAIT", 1, 5000)
+            # WAIT would wait for what its own connection wrote.
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
             servers.primary.kill()
             found, failures = await in_the_end(lambda: known(store, NETWORKS[0]))
             assert found == [True]

@@ -13,7 +13,6 @@ import datetime
 import functools
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from greylist_proxy.config_values import Endpoint, ServerAddress
 
-from .peers import wait_until
+from .peers import free_port, wait_until
 
 HOST = "127.0.0.1"
 SLOTS = 16384
@@ -41,13 +40,6 @@ def program() -> str:
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     assert found, "these tests need valkey-server or redis-server"
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Server:
