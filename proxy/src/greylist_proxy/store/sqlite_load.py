@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Merging what another store gave into the SQLite file, and removing triplets that somebody names.
 
-Row by row: it happens when a store is moved, or somebody asks for it.
+Row by row: it happens when a store is moved, or somebody asks for it. Triplets go in by their order in the tables, so
+that rows that lie side by side are written one after the other; and what is not there is not deleted.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from operator import attrgetter
 
 from greylist_proxy import policy
 from greylist_proxy.policy import Earned, Record, Rules, Triplet
@@ -17,8 +19,11 @@ from greylist_proxy.store import sqlite_entries as entries
 from greylist_proxy.store.sqlite_commit import read_earned, write_earned
 from greylist_proxy.store.sqlite_values import from_ms, to_ms
 
-_READ_KNOWN = "SELECT first_seen, last_used FROM known WHERE client = ? AND sender = ? AND recipient = ?"
-_READ_PENDING = "SELECT first_seen, NULL FROM pending WHERE client = ? AND sender = ? AND recipient = ?"
+_READ = """
+SELECT first_seen, last_used FROM known WHERE client = ?1 AND sender = ?2 AND recipient = ?3
+UNION ALL
+SELECT first_seen, NULL FROM pending WHERE client = ?1 AND sender = ?2 AND recipient = ?3
+"""
 _REMOVE_KNOWN = "DELETE FROM known WHERE client = ? AND sender = ? AND recipient = ?"
 _REMOVE_PENDING = "DELETE FROM pending WHERE client = ? AND sender = ? AND recipient = ?"
 _WRITE_KNOWN = "INSERT INTO known (client, sender, recipient, first_seen, last_used) VALUES (?, ?, ?, ?, ?)"
@@ -27,37 +32,38 @@ _WRITE_PENDING = "INSERT INTO pending (client, sender, recipient, first_seen) VA
 
 def load(connection: sqlite3.Connection, items: Sequence[Item], now: float, rules: Rules) -> int:
     """Merge items, in the caller's transaction; return how many changed something."""
-    return sum(_load_one(connection, item, now, rules) for item in items)
+    triplets = sorted((item for item in items if isinstance(item, Remembered)), key=attrgetter("triplet"))
+    others = (item for item in items if not isinstance(item, Remembered))
+    return sum(_load_triplet(connection, item, now, rules) for item in triplets) + sum(
+        _load_allowance(connection, item, now, rules)
+        if isinstance(item, Allowance)
+        else _load_entry(connection, item, now)
+        for item in others
+    )
 
 
 def remove(connection: sqlite3.Connection, triplets: Sequence[Triplet], now: float, rules: Rules) -> int:
     """Remove triplets, in the caller's transaction; return how many of them had not expired."""
     count = 0
     for triplet in triplets:
-        count += _read(connection, triplet, now, rules) is not None
-        _delete(connection, triplet)
+        found = _read(connection, triplet)
+        count += _live(found, now, rules) is not None
+        _delete(connection, triplet, found)
     return count
-
-
-def _load_one(connection: sqlite3.Connection, item: Item, now: float, rules: Rules) -> bool:
-    if isinstance(item, Remembered):
-        return _load_triplet(connection, item, now, rules)
-    if isinstance(item, Allowance):
-        return _load_allowance(connection, item, now, rules)
-    return _load_entry(connection, item, now)
 
 
 def _load_triplet(connection: sqlite3.Connection, item: Remembered, now: float, rules: Rules) -> bool:
     if policy.is_expired(item.record, now, rules):
         return False
-    before = _read(connection, item.triplet, now, rules)
+    found = _read(connection, item.triplet)
+    before = _live(found, now, rules)
     after = _to_the_millisecond(item.record)
     if before is not None:
         uses = [record.last_used for record in (before, after) if record.last_used is not None]
         after = Record(min(before.first_seen, after.first_seen), max(uses, default=None))
     if after == before:
         return False
-    _delete(connection, item.triplet)
+    _delete(connection, item.triplet, found)
     if after.last_used is None:
         connection.execute(_WRITE_PENDING, (*item.triplet, to_ms(after.first_seen)))
     else:
@@ -91,19 +97,21 @@ def _load_entry(connection: sqlite3.Connection, entry: Entry, now: float) -> boo
     return True
 
 
-def _read(connection: sqlite3.Connection, triplet: Triplet, now: float, rules: Rules) -> Record | None:
-    for statement in (_READ_KNOWN, _READ_PENDING):
-        row = connection.execute(statement, triplet).fetchone()
-        if row is not None:
-            record = Record(from_ms(row[0]), None if row[1] is None else from_ms(row[1]))
-            if not policy.is_expired(record, now, rules):
-                return record
-    return None
+def _read(connection: sqlite3.Connection, triplet: Triplet) -> list[Record]:
+    """Return what is there of a triplet, the known one first; both only where one has expired."""
+    return [
+        Record(from_ms(first_seen), None if last_used is None else from_ms(last_used))
+        for first_seen, last_used in connection.execute(_READ, triplet)
+    ]
 
 
-def _delete(connection: sqlite3.Connection, triplet: Triplet) -> None:
-    connection.execute(_REMOVE_KNOWN, triplet)
-    connection.execute(_REMOVE_PENDING, triplet)
+def _live(found: Sequence[Record], now: float, rules: Rules) -> Record | None:
+    return next((record for record in found if not policy.is_expired(record, now, rules)), None)
+
+
+def _delete(connection: sqlite3.Connection, triplet: Triplet, found: Sequence[Record]) -> None:
+    for record in found:
+        connection.execute(_REMOVE_PENDING if record.last_used is None else _REMOVE_KNOWN, triplet)
 
 
 def _to_the_millisecond(record: Record) -> Record:
