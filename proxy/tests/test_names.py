@@ -9,8 +9,9 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
-from greylist_proxy.names import MAX_NAMES, a_labels, confirmed_name, looks_dynamic, public_domain, registrable_domain
+from greylist_proxy.names import MAX_NAMES, confirmed_name, looks_dynamic, public_domain, registrable_domain
 from greylist_proxy.resolver import Resolver
+from greylist_proxy.smtp.address import a_labels
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -21,15 +21,13 @@ from ipaddress import IPv6Address, ip_address
 from publicsuffixlist import PublicSuffixList
 
 from greylist_proxy.resolver import Address, Kind, Resolver
-from greylist_proxy.smtp.address import MAX_DOMAIN, is_domain
+from greylist_proxy.smtp.address import a_labels, is_domain
 
 MAX_NAMES = 5  # of one address that are looked at; some have hundreds, none needs them
 
 # Top-level names that are never in the public DNS: RFC 6761, 6762, 7686 and 9476, and ICANN's for private use.
 PRIVATE = frozenset({"alt", "internal", "invalid", "local", "localhost", "onion"})
 
-# What IDNA 2003, the only one at hand, maps away, while IDNA 2008 makes other names of it (RFC 5894 section 7.2).
-AMBIGUOUS = frozenset("\u00df\u03c2\u200c\u200d")
 
 # Words that providers put into the names of their customers' lines, and words in the names of mail servers.
 LINE = re.compile(
@@ -73,19 +71,6 @@ def public_domain(text: str) -> str:
     top = domain.rpartition(".")[2]
     is_public = "." in domain and is_domain(domain) and not top.isdigit() and top not in PRIVATE
     return domain if is_public else ""
-
-
-def a_labels(domain: str) -> str:
-    """Return a domain in lower case, with A-labels for its U-labels (RFC 5890); "" where that can't be done."""
-    if domain.isascii():
-        return domain.lower()
-    # Longer ones are none, and take Python's codec quadratic time.
-    if len(domain) > MAX_DOMAIN or AMBIGUOUS & set(domain.lower()):
-        return ""
-    try:
-        return domain.encode("idna").decode().lower()
-    except UnicodeError:
-        return ""
 
 
 def looks_dynamic(name: str, address: Address) -> bool:

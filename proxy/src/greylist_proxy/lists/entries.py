@@ -23,7 +23,7 @@ import ipaddress
 import json
 import re
 
-from greylist_proxy.smtp.address import MAX_DOMAIN, MAX_PATH, is_domain
+from greylist_proxy.smtp.address import AMBIGUOUS, MAX_PATH, a_labels, is_domain
 from greylist_proxy.store import Kind
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -31,7 +31,6 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+")  # a local part without quotes, dots anywhere
 NUMERIC = re.compile(r"[0-9.]+")
 MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
-AMBIGUOUS = frozenset("\u00df\u03c2\u200c\u200d")
 
 CLIENT = (
     "an IP address, a network such as 192.0.2.0/24 or 2001:db8::/32, or a domain name such as example.net, which "
@@ -122,12 +121,7 @@ def quoted(text: str) -> str:
 
 
 def _domain(value: str, allowed: str) -> str:
-    text = value.removeprefix(".").removesuffix(".")
-    if len(text) <= MAX_DOMAIN and not text.isascii() and not AMBIGUOUS & set(text):
-        try:
-            text = text.encode("idna").decode("ascii")
-        except UnicodeError:
-            text = ""
+    text = a_labels(value.removeprefix(".").removesuffix("."))
     # No top-level domain is a number: 192.0.2 is half an address (RFC 3696 section 2).
     if not is_domain(text) or text.rpartition(".")[2].isdigit():
         if AMBIGUOUS & set(value):
@@ -135,7 +129,7 @@ def _domain(value: str, allowed: str) -> str:
         if value.startswith("*."):
             raise EntryError(f"{quoted(value)}: a domain stands for all below it, write it without *.")
         raise EntryError(f"{quoted(value)}: allowed is {allowed}")
-    return text.lower()
+    return text
 
 
 def _unquoted(local: str) -> str:

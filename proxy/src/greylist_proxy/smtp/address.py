@@ -37,6 +37,8 @@ MAILBOX = re.compile(
 # The path, and what is left for parameters. A quoted local part may hold ">" and white space.
 COMMAND = re.compile(rb'\s*<((?:"(?:[^"\\]|\\.)*"|[^"<>\s])*)>(?:\s+(\S.*))?\s*', re.DOTALL)
 PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")  # esmtp-param, section 4.1.2
+# What IDNA 2003, the only one at hand, maps away, while IDNA 2008 makes other names of it (RFC 5894 section 7.2).
+AMBIGUOUS = frozenset("\u00df\u03c2\u200c\u200d")
 ROUTING = frozenset("%!@")
 ROUTING_DENIED = own_reply(550, "5.1.3", "Routing inside an address is not allowed")
 
@@ -71,6 +73,19 @@ class Parameter:
 def is_domain(text: str) -> bool:
     """Tell whether the text is a domain name of letters, digits, hyphens and underscores."""
     return len(text) <= MAX_DOMAIN and DOMAIN.fullmatch(text) is not None
+
+
+def a_labels(domain: str) -> str:
+    """Return a domain in lower case, with A-labels for its U-labels (RFC 5890); "" where that can't be done."""
+    if domain.isascii():
+        return domain.lower()
+    # Longer ones are none, and take Python's codec quadratic time.
+    if len(domain) > MAX_DOMAIN or AMBIGUOUS & set(domain.lower()):
+        return ""
+    try:
+        return domain.encode("idna").decode().lower()
+    except UnicodeError:
+        return ""
 
 
 def is_address_literal(text: str) -> bool:
