@@ -129,7 +129,7 @@ def test_whichever_identity_passes_first_wins(
 
 
 def test_a_client_has_an_identity() -> None:
-    with pytest.raises(ValueError, match="at least one identity"):
+    with pytest.raises(ValueError, match="empty"):
         judge([], T, RULES)
 
 

@@ -197,19 +197,20 @@ def is_exempt(recipient: str) -> bool:
 
 
 def judge(found: Sequence[tuple[Identity, Found]], now: float, rules: Rules) -> Decision:
-    """Judge a sighting at `now` by what was known of each identity before it (rules 1 to 4 and 6 to 8)."""
-    best: tuple[int, int, Decision] | None = None
-    for identity, facts in found:
-        decision = replace(_judge_one(facts, now, rules), key=identity.key)
-        candidate = (_RANK[decision.reason], decision.seconds_left, decision)
-        if best is None or candidate[:2] < best[:2]:
-            best = candidate
-    if best is None:
-        raise ValueError("a client has at least one identity")
-    return best[2]
+    """Judge a sighting at `now` by what was known of each identity before it (rules 1 to 4 and 6 to 8).
+
+    ValueError: a client has at least one identity.
+    """
+    # Which identity's answer is told: the one that passes, else the one that waits least, else (all are new) the first.
+    (reason, wait), identity = min(
+        ((_judge_one(facts, now, rules), identity) for identity, facts in found),
+        key=lambda judged: (_RANK[judged[0][0]], judged[0][1]),
+    )
+    if wait > 0:
+        return Decision(Verdict.DEFER, reason, math.ceil(wait), identity.key)
+    return Decision(Verdict.ALLOW, Reason.NEW if reason is Reason.PENDING_CAP else reason, 0, identity.key)
 
 
-# Which identity's answer is told: the one that passes, else the one that waits least, else (all are new) the first.
 _RANK = {
     Reason.AUTO_ALLOWED: 0,
     Reason.KNOWN: 1,
@@ -220,18 +221,19 @@ _RANK = {
 }
 
 
-def _judge_one(facts: Found, now: float, rules: Rules) -> Decision:
-    if has_earned(facts.earned, now, rules):
-        return Decision(Verdict.ALLOW, Reason.AUTO_ALLOWED)
+def _judge_one(facts: Found, now: float, rules: Rules) -> tuple[Reason, float]:
+    """Return why, and how many seconds are still to be waited."""
+    if facts.earned is not None and has_earned(facts.earned, now, rules):
+        return Reason.AUTO_ALLOWED, 0.0
     record = facts.record
     if record is None or is_expired(record, now, rules):
-        return _waiting(Reason.PENDING_CAP if facts.shared else Reason.NEW, rules.delay)
+        return (Reason.PENDING_CAP if facts.shared else Reason.NEW), rules.delay
     if record.last_used is not None:
-        return Decision(Verdict.ALLOW, Reason.KNOWN)
-    waited = now - min(record.first_seen, now)
-    if waited < rules.delay:
-        return _waiting(Reason.PENDING_CAP if facts.shared else Reason.EARLY, rules.delay - waited)
-    return Decision(Verdict.ALLOW, Reason.RETRIED)
+        return Reason.KNOWN, 0.0
+    wait = rules.delay - (now - min(record.first_seen, now))
+    if wait <= 0:
+        return Reason.RETRIED, 0.0
+    return (Reason.PENDING_CAP if facts.shared else Reason.EARLY), wait
 
 
 def seen(record: Record | None, now: float, rules: Rules) -> Record:
@@ -288,9 +290,3 @@ def in_mode(decision: Decision, mode: Mode) -> Decision:
     if mode is Mode.OBSERVE and decision.verdict is not Verdict.ALLOW:
         return replace(decision, verdict=Verdict.ALLOW, would=decision.verdict)
     return decision
-
-
-def _waiting(reason: Reason, seconds: float) -> Decision:
-    if seconds <= 0:
-        return Decision(Verdict.ALLOW, Reason.NEW if reason is Reason.PENDING_CAP else reason)
-    return Decision(Verdict.DEFER, reason, math.ceil(seconds))
