@@ -15,7 +15,7 @@ from greylist_proxy.log import Log
 from greylist_proxy.policy import Earned, Identity, Record, Triplet, is_expired
 from greylist_proxy.store import Counts, Limits, Wanted
 from greylist_proxy.store.sqlite import SqliteStore
-from greylist_proxy.store.sqlite_lookup import Question, look_up
+from greylist_proxy.store.sqlite.lookup import Question, look_up
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from greylist_proxy.policy import Rules
 from greylist_proxy.store import Counts, StoreError, Wanted
-from greylist_proxy.store import sqlite_behind as behind_module
-from greylist_proxy.store import sqlite_sightings as sightings_module
-from greylist_proxy.store.sqlite_lookup import look_up
+from greylist_proxy.store.sqlite import behind as behind_module
+from greylist_proxy.store.sqlite import sightings as sightings_module
+from greylist_proxy.store.sqlite.lookup import look_up
 
 from .sqlite_files import DECISION, ENTRY, NET, A, Files, U, reason
 

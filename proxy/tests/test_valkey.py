@@ -26,11 +26,10 @@ from greylist_proxy.store import (
     Removed,
     StoreError,
     Wanted,
-    valkey_decisions,
 )
-from greylist_proxy.store.valkey import ValkeyStore
-from greylist_proxy.store.valkey_keys import Keys, member, triplet
-from greylist_proxy.store.valkey_servers import Access
+from greylist_proxy.store.valkey import ValkeyStore, decisions
+from greylist_proxy.store.valkey.keys import Keys, member, triplet
+from greylist_proxy.store.valkey.servers import Access
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -329,8 +328,8 @@ def test_removed_entries_are_forgotten_after_a_day_and_readers_that_slept_start_
 def test_decisions_wait_while_the_server_is_busy_and_the_oldest_are_lost(
     make: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(valkey_decisions, "MOST_WAITING", 20)
-    monkeypatch.setattr(valkey_decisions, "BATCH", 7)
+    monkeypatch.setattr(decisions, "MOST_WAITING", 20)
+    monkeypatch.setattr(decisions, "BATCH", 7)
 
     async def play() -> None:
         store = make()
@@ -379,7 +378,7 @@ def test_an_eviction_policy_is_warned_of_once(make: Maker, server: Server) -> No
 def test_an_open_way_beyond_this_host_is_warned_of(
     make: Maker, server: Server, monkeypatch: pytest.MonkeyPatch, password: str
 ) -> None:
-    monkeypatch.setattr("greylist_proxy.store.valkey_servers._is_loopback", lambda _endpoint: False)
+    monkeypatch.setattr("greylist_proxy.store.valkey.servers._is_loopback", lambda _endpoint: False)
     server.say("ACL", "SETUSER", "mail", "on", ">secret", "~*", "+@all")
 
     async def play() -> None:

@@ -19,7 +19,7 @@ from greylist_proxy.log import Log
 from greylist_proxy.policy import Identity, Rules
 from greylist_proxy.store import Action, Entry, Kind, Limits, Logged, Store, StoreError, Wanted
 from greylist_proxy.store.valkey import ValkeyStore
-from greylist_proxy.store.valkey_servers import Access
+from greylist_proxy.store.valkey.servers import Access
 
 from .peers import free_port
 from .valkey_servers import Server, make_certificate, running, single
@@ -240,7 +240,7 @@ def test_nobody_there() -> None:
 
 
 def test_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greylist_proxy.store.valkey_servers.OLDEST", (99, 0))
+    monkeypatch.setattr("greylist_proxy.store.valkey.servers.OLDEST", (99, 0))
 
     async def play(store: ValkeyStore) -> None:
         assert "and this needs" in await fails(observe(store))

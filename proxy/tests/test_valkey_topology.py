@@ -16,9 +16,9 @@ from greylist_proxy.log import Log
 from greylist_proxy.policy import Earned, Identity, Rules, Triplet
 from greylist_proxy.store import Allowance, Limits, Store, StoreError, Wanted
 from greylist_proxy.store.valkey import ValkeyStore
-from greylist_proxy.store.valkey_keys import Keys
-from greylist_proxy.store.valkey_servers import Access
-from greylist_proxy.store.valkey_topology import Cluster, Sentinels
+from greylist_proxy.store.valkey.keys import Keys
+from greylist_proxy.store.valkey.servers import Access
+from greylist_proxy.store.valkey.topology import Cluster, Sentinels
 from valkey.crc import key_slot
 from valkey.exceptions import ConnectionError as ServerGone
 

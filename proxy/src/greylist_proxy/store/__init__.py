@@ -6,6 +6,11 @@ A store keeps four things: triplets (pending until a delivery makes them known),
 of `policy.py`), entries (allow, block and trap, made at run time) and a log of decisions. It decides nothing:
 it says what it knew before a sighting, and `policy.judge` makes a verdict of that.
 
+    sqlite/       one file, shared by the processes of a host
+    valkey/       a Valkey or Redis server, sentinels or a cluster, shared by proxies
+    wanted.py     what a listing is narrowed to, for stores that look through what they have
+    factory.py    the store that the configuration names
+
 All calls are coroutines of one event loop, none blocks it, and each raises `StoreError` for whatever goes wrong:
 what then happens to mail is decided by `gate.py`. After an error a store is called again, and works again as soon
 as it can; nobody has to tell it. The store's clock decides what *now* is, so that proxies that share a store agree;

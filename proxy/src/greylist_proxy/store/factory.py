@@ -23,7 +23,7 @@ def make_store(section: StoreSection, rules: Rules, log: Log) -> Store:
         return SqliteStore(section.url.path, rules, limits, log)
     # The library behind takes 4 MB and 50 ms, which only those pay who use it.
     from greylist_proxy.store.valkey import ValkeyStore
-    from greylist_proxy.store.valkey_servers import Access
+    from greylist_proxy.store.valkey.servers import Access
 
     access = Access(
         section.username,

@@ -4,7 +4,7 @@
 
 What is decided about a sighting is decided by one Lua script on the server, in one step and by the server's clock, so
 that proxies neither race nor have to agree on the time. The scripts say what was known and keep what is new, as the
-interface has it, and decide nothing else. The keys are told in `valkey_keys.py`.
+interface has it, and decide nothing else. The keys are told in `keys.py`.
 
 A sighting is one round trip: one script for each identity of the client, sent together. On a cluster these go to
 several nodes at the same time, and what an earner has earned, which may lie on another node than its triplets, is
@@ -45,9 +45,9 @@ from greylist_proxy.store import (
     Sighting,
     Wanted,
 )
-from greylist_proxy.store.valkey_decisions import Decisions
-from greylist_proxy.store.valkey_entries import Entries
-from greylist_proxy.store.valkey_keys import (
+from greylist_proxy.store.valkey.decisions import Decisions
+from greylist_proxy.store.valkey.entries import Entries
+from greylist_proxy.store.valkey.keys import (
     EARNER,
     PENDING,
     SHARED,
@@ -61,8 +61,8 @@ from greylist_proxy.store.valkey_keys import (
     seconds,
     shared_member,
 )
-from greylist_proxy.store.valkey_listing import Listing
-from greylist_proxy.store.valkey_servers import Access, Servers
+from greylist_proxy.store.valkey.listing import Listing
+from greylist_proxy.store.valkey.servers import Access, Servers
 
 CHUNK = 500  # items that are loaded or removed in one round trip
 

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from greylist_proxy.policy import Earned, Record, Rules, Triplet
-from greylist_proxy.store.sqlite_overlay import Kept, shared_triplet
-from greylist_proxy.store.sqlite_values import as_json, from_ms, to_ms
+from greylist_proxy.store.sqlite.overlay import Kept, shared_triplet
+from greylist_proxy.store.sqlite.values import as_json, from_ms, to_ms
 
 
 class Question(NamedTuple):

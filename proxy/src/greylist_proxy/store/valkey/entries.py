@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from greylist_proxy.store import Action, Changes, Entry, Kind, Removed, Source
-from greylist_proxy.store.valkey_keys import Command, Keys, Script, decode, encode, milliseconds, seconds
-from greylist_proxy.store.valkey_servers import Servers
+from greylist_proxy.store.valkey.keys import Command, Keys, Script, decode, encode, milliseconds, seconds
+from greylist_proxy.store.valkey.servers import Servers
 
 PAGE = 1000  # changes at a time, as the interface has it
 STEP = 100  # entries that one `expire` removes: far below a millisecond of the server's time

@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from greylist_proxy.log import Log
-from greylist_proxy.store import StoreError, sqlite_schema
+from greylist_proxy.store import StoreError
+from greylist_proxy.store.sqlite import schema
 
 T = TypeVar("T")
 
@@ -119,7 +120,7 @@ class DatabaseFile:
         connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None)
         try:
             # First, so that a file that is not for us stays as it is.
-            sqlite_schema.prepare(connection)
+            schema.prepare(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(f"PRAGMA journal_size_limit = {64 << 20:d}")

@@ -39,9 +39,9 @@ from valkey.exceptions import (
 from greylist_proxy.config_values import Endpoint, ServerAddress
 from greylist_proxy.log import Log
 from greylist_proxy.store import StoreError
-from greylist_proxy.store.valkey_errors import explain
-from greylist_proxy.store.valkey_keys import Command, Word
-from greylist_proxy.store.valkey_topology import make_topology
+from greylist_proxy.store.valkey.errors import explain
+from greylist_proxy.store.valkey.keys import Command, Word
+from greylist_proxy.store.valkey.topology import make_topology
 
 MAX_CALLS = 32  # at once; each has a connection of its own, and the server does one thing at a time anyway
 ROUNDS = 5  # to send a command at most, where servers redirect

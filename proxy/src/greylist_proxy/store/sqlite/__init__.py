@@ -3,9 +3,9 @@
 """The store in one SQLite file, which several processes may share.
 
 The event loop never touches the file. Three threads do, each with a connection of its own: one looks sightings up
-(`sqlite_sightings.py`), one writes, and one serves people who look, so that no mail waits for a count of a
-million rows. What sightings and deliveries change is kept in an overlay (`sqlite_overlay.py`), where the next sighting
-finds it, and is committed within 100 ms (`sqlite_behind.py`, `sqlite_commit.py`).
+(`sightings.py`), one writes, and one serves people who look, so that no mail waits for a count of a
+million rows. What sightings and deliveries change is kept in an overlay (`overlay.py`), where the next sighting
+finds it, and is committed within 100 ms (`behind.py`, `commit.py`).
 
 So within a process each sighting is one step, and of many sightings of one triplet exactly one is the first. With
 several processes each sees the others' commits, after 100 ms and a commit: two that see a triplet for the
@@ -17,7 +17,7 @@ Both cost a sender another deferral. What operators do is on the disk before it 
 While nothing can be written (the disk is full, the file locked or read-only), what is known is still answered, but a
 sighting that would have to be written is an error: a record that is lost with the process could defer a
 sender for ever. What was taken before is kept, up to a bound, and tried again every second.
-`sqlite_file.py` says what happens when the file is damaged, `sqlite_schema.py` what is in it.
+`file.py` says what happens when the file is damaged, `schema.py` what is in it.
 """
 
 from __future__ import annotations
@@ -46,19 +46,17 @@ from greylist_proxy.store import (
     Sighting,
     StoreError,
     Wanted,
-    sqlite_entries,
-    sqlite_listing,
-    sqlite_load,
 )
-from greylist_proxy.store.sqlite_behind import WriteBehind
-from greylist_proxy.store.sqlite_commit import transaction
-from greylist_proxy.store.sqlite_expire import Sweep
-from greylist_proxy.store.sqlite_file import DatabaseFile
-from greylist_proxy.store.sqlite_listing import Page
-from greylist_proxy.store.sqlite_overlay import Delivery
-from greylist_proxy.store.sqlite_sightings import Sightings
-from greylist_proxy.store.sqlite_values import clean, from_ms, to_ms
-from greylist_proxy.store.sqlite_worker import Work, Worker
+from greylist_proxy.store.sqlite import entries, listing, merge
+from greylist_proxy.store.sqlite.behind import WriteBehind
+from greylist_proxy.store.sqlite.commit import transaction
+from greylist_proxy.store.sqlite.expire import Sweep
+from greylist_proxy.store.sqlite.file import DatabaseFile
+from greylist_proxy.store.sqlite.listing import Page
+from greylist_proxy.store.sqlite.overlay import Delivery
+from greylist_proxy.store.sqlite.sightings import Sightings
+from greylist_proxy.store.sqlite.values import clean, from_ms, to_ms
+from greylist_proxy.store.sqlite.worker import Work, Worker
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -121,16 +119,16 @@ class SqliteStore:
     async def put_entry(self, entry: Entry) -> bool:
         """Make or replace an entry; see `Store`."""
         cleaned, now = _clean_entry(entry), self._clock()
-        return await self._durably(lambda connection: sqlite_entries.put(connection, cleaned, now))
+        return await self._durably(lambda connection: entries.put(connection, cleaned, now))
 
     async def remove_entry(self, kind: Kind, value: str) -> bool:
         """Remove an entry; see `Store`."""
         cleaned, now = clean(value), self._clock()
-        return await self._durably(lambda connection: sqlite_entries.remove(connection, kind, cleaned, now))
+        return await self._durably(lambda connection: entries.remove(connection, kind, cleaned, now))
 
     async def changes(self, position: str | None) -> Changes:
         """Return what happened to the entries since a position; see `Store`."""
-        return await self._look(lambda connection: sqlite_entries.changes(connection, position))
+        return await self._look(lambda connection: entries.changes(connection, position))
 
     # -- decisions --
 
@@ -144,41 +142,41 @@ class SqliteStore:
     def triplets(self, wanted: Wanted) -> AsyncIterator[Remembered]:
         """Give the triplets that have not expired; see `Store`."""
         now, rules = self._now(), self.rules
-        return self._pages(lambda connection, after: sqlite_listing.triplets(connection, after, wanted, now, rules))
+        return self._pages(lambda connection, after: listing.triplets(connection, after, wanted, now, rules))
 
     def allowances(self, wanted: Wanted) -> AsyncIterator[Allowance]:
         """Give the earners and what they have earned; see `Store`."""
         now, rules = self._now(), self.rules
-        return self._pages(lambda connection, after: sqlite_listing.allowances(connection, after, wanted, now, rules))
+        return self._pages(lambda connection, after: listing.allowances(connection, after, wanted, now, rules))
 
     def entries(self) -> AsyncIterator[Entry]:
         """Give the entries that have not expired; see `Store`."""
         now = self._clock()
-        return self._pages(lambda connection, after: sqlite_listing.entries(connection, after, now))
+        return self._pages(lambda connection, after: listing.entries(connection, after, now))
 
     def decisions(self, wanted: Wanted) -> AsyncIterator[Logged]:
         """Give decisions, newest first; see `Store`."""
-        return self._pages(lambda connection, after: sqlite_listing.decisions(connection, after, wanted))
+        return self._pages(lambda connection, after: listing.decisions(connection, after, wanted))
 
     async def remove_triplets(self, triplets: Sequence[Triplet]) -> int:
         """Remove triplets; see `Store`."""
         cleaned = [Triplet(*map(clean, triplet)) for triplet in triplets]
         await self.flush()
         now, rules = self._now(), self.rules
-        return await self._durably(lambda connection: sqlite_load.remove(connection, cleaned, now, rules), len(cleaned))
+        return await self._durably(lambda connection: merge.remove(connection, cleaned, now, rules), len(cleaned))
 
     async def load(self, items: Sequence[Item]) -> int:
         """Add what another store gave, in one transaction; see `Store`."""
         cleaned = [_clean_item(item) for item in items]
         await self.flush()
         now, rules = self._now(), self.rules
-        return await self._durably(lambda connection: sqlite_load.load(connection, cleaned, now, rules), len(cleaned))
+        return await self._durably(lambda connection: merge.load(connection, cleaned, now, rules), len(cleaned))
 
     async def counts(self) -> Counts:
         """Count; see `Store`. Other calls do not wait for it."""
         with contextlib.suppress(StoreError):
             await self.flush()
-        return await self._look(sqlite_listing.counts, COUNT_PATIENCE)
+        return await self._look(listing.counts, COUNT_PATIENCE)
 
     # -- the life of a store --
 

@@ -15,8 +15,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from greylist_proxy.policy import Earned, Record, Rules, Triplet
 from greylist_proxy.store import Allowance, Counts, Entry, Logged, Remembered, Wanted
-from greylist_proxy.store.sqlite_entries import as_entry, is_over
-from greylist_proxy.store.sqlite_values import from_ms, to_ms
+from greylist_proxy.store.sqlite.entries import as_entry, is_over
+from greylist_proxy.store.sqlite.values import from_ms, to_ms
 
 T = TypeVar("T")
 K = TypeVar("K")

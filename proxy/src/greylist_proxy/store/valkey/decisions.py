@@ -17,8 +17,8 @@ from dataclasses import fields
 from operator import attrgetter
 
 from greylist_proxy.store import Limits, Logged, StoreError, Wanted
-from greylist_proxy.store.valkey_keys import Command, Keys, Script, milliseconds
-from greylist_proxy.store.valkey_servers import Servers
+from greylist_proxy.store.valkey.keys import Command, Keys, Script, milliseconds
+from greylist_proxy.store.valkey.servers import Servers
 from greylist_proxy.store.wanted import wants_decision
 
 EVERY = 0.1  # seconds

@@ -7,7 +7,7 @@ in one transaction. Until then the process itself sees it in the overlay. There 
 being filled, and one that is sealed.
 
 What another process has committed meanwhile is merged, not overwritten, here and by the same rules in
-`sqlite_commit.py`: of two first sights the earlier one counts, a known record beats a pending one, and the last
+`commit.py`: of two first sights the earlier one counts, a known record beats a pending one, and the last
 delivery is the one that is written last. A record that had expired when it was seen again is replaced, not merged:
 its first sight is no longer one. So it is of no account whether the file already holds a record that is also in the
 overlay: laying it over twice changes nothing.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Writing a generation into the file: one transaction, one statement for each kind of row.
 
-The rules by which rows merge are those of `sqlite_overlay.py`. What is earned is counted in Python, by
+The rules by which rows merge are those of `overlay.py`. What is earned is counted in Python, by
 `policy.earn`: only deliveries come here, and a second version of rule 8 in SQL would have to be kept in step.
 
 These commits are not waited for to reach the disk (`synchronous = NORMAL`): a power failure may take the last
@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator
 from greylist_proxy import policy
 from greylist_proxy.policy import Earned, Rules
 from greylist_proxy.store import Logged
-from greylist_proxy.store.sqlite_overlay import Generation
-from greylist_proxy.store.sqlite_values import as_json, clean, from_ms, to_ms
+from greylist_proxy.store.sqlite.overlay import Generation
+from greylist_proxy.store.sqlite.values import as_json, clean, from_ms, to_ms
 
 _PENDING = """
 INSERT INTO pending (client, sender, recipient, first_seen)

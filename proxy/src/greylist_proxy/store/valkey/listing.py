@@ -13,7 +13,7 @@ from typing import Any
 
 from greylist_proxy.policy import Record, Rules, is_expired
 from greylist_proxy.store import Allowance, Counts, Remembered, Wanted
-from greylist_proxy.store.valkey_keys import (
+from greylist_proxy.store.valkey.keys import (
     EARNER,
     KNOWN,
     PENDING,
@@ -24,7 +24,7 @@ from greylist_proxy.store.valkey_keys import (
     seconds,
     triplet,
 )
-from greylist_proxy.store.valkey_servers import Servers
+from greylist_proxy.store.valkey.servers import Servers
 from greylist_proxy.store.wanted import wants_allowance, wants_triplet
 
 PAGE = 500  # members of a set at a time

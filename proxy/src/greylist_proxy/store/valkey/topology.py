@@ -19,7 +19,7 @@ from valkey.crc import VALKEY_CLUSTER_HASH_SLOTS, key_slot
 from valkey.exceptions import ConnectionError, ValkeyError
 
 from greylist_proxy.config_values import Endpoint, ServerAddress
-from greylist_proxy.store.valkey_keys import Word
+from greylist_proxy.store.valkey.keys import Word
 
 Ask = Callable[[Endpoint, tuple[Word, ...]], Awaitable[Any]]
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from greylist_proxy.policy import Rules
 from greylist_proxy.store import Limits, Logged, StoreError
-from greylist_proxy.store.sqlite_commit import commit
-from greylist_proxy.store.sqlite_overlay import Overlay
-from greylist_proxy.store.sqlite_worker import Worker
+from greylist_proxy.store.sqlite.commit import commit
+from greylist_proxy.store.sqlite.overlay import Overlay
+from greylist_proxy.store.sqlite.worker import Worker
 
 COMMIT_EVERY = 0.1  # seconds
 RETRY_EVERY = 1.0  # seconds between attempts to commit what could not be

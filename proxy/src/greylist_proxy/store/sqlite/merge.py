@@ -15,9 +15,9 @@ from operator import attrgetter
 from greylist_proxy import policy
 from greylist_proxy.policy import Earned, Record, Rules, Triplet
 from greylist_proxy.store import Allowance, Entry, Item, Remembered
-from greylist_proxy.store import sqlite_entries as entries
-from greylist_proxy.store.sqlite_commit import read_earned, write_earned
-from greylist_proxy.store.sqlite_values import from_ms, to_ms
+from greylist_proxy.store.sqlite import entries
+from greylist_proxy.store.sqlite.commit import read_earned, write_earned
+from greylist_proxy.store.sqlite.values import from_ms, to_ms
 
 _READ = """
 SELECT first_seen, last_used FROM known WHERE client = ?1 AND sender = ?2 AND recipient = ?3

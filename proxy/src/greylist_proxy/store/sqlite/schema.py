@@ -4,11 +4,11 @@
 
 `PRAGMA user_version` holds the schema's version: 0 is an empty file, 1 had one table of triplets, 2 is below.
 Each step of `STEPS` and its version are one transaction, so that a step that is killed has not happened. Processes
-that open a file at once take their turn by `sqlite_file.py`'s lock; the transaction would do alone.
+that open a file at once take their turn by `file.py`'s lock; the transaction would do alone.
 
 Pending triplets have a table of their own, so that counting a client's (rule 7) reads a short, closed range of the
 primary key. There is no index on times: each would cost a second write for every sighting, and only the removal of
-what has expired would use it, which has time to walk the primary keys (`sqlite_expire.py`). Tables without a rowid
+what has expired would use it, which has time to walk the primary keys (`expire.py`). Tables without a rowid
 keep their rows in the primary key itself: one tree to read and write. Times of triplets are whole milliseconds.
 """
 
@@ -61,7 +61,7 @@ _TABLES = (
     )
     """,
     "CREATE INDEX decisions_time ON decisions (time)",
-    # Which of its commits a process finds in what it reads (`sqlite_overlay.py`).
+    # Which of its commits a process finds in what it reads (`overlay.py`).
     "CREATE TABLE writers (id INTEGER PRIMARY KEY, number INTEGER NOT NULL, used INTEGER NOT NULL)",
     "CREATE TABLE meta (name TEXT NOT NULL PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
     # The epoch tells this file from any other that had the same path: `seq` starts anew with it. `floor` is the

@@ -12,9 +12,10 @@ from __future__ import annotations
 import sqlite3
 
 from greylist_proxy.policy import Rules
-from greylist_proxy.store import Limits, sqlite_entries
-from greylist_proxy.store.sqlite_commit import transaction
-from greylist_proxy.store.sqlite_values import to_ms
+from greylist_proxy.store import Limits
+from greylist_proxy.store.sqlite import entries
+from greylist_proxy.store.sqlite.commit import transaction
+from greylist_proxy.store.sqlite.values import to_ms
 
 STEP = 1000  # rows that are looked at
 REMOVE = 500  # rows of other tables that are removed
@@ -91,8 +92,8 @@ class Sweep:
         return end is None
 
     def _entries(self, connection: sqlite3.Connection, now: float, _rules: Rules, _limits: Limits) -> bool:
-        removed = sqlite_entries.remove_expired(connection, now, REMOVE)
-        return removed + sqlite_entries.forget_removed(connection, now, REMOVE) < REMOVE
+        removed = entries.remove_expired(connection, now, REMOVE)
+        return removed + entries.forget_removed(connection, now, REMOVE) < REMOVE
 
     def _decisions(self, connection: sqlite3.Connection, now: float, _rules: Rules, limits: Limits) -> bool:
         connection.execute("DELETE FROM writers WHERE used < ?", (to_ms(now - FORGET_WRITERS),))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from greylist_proxy.store import StoreError
-from greylist_proxy.store.sqlite_file import DatabaseFile
+from greylist_proxy.store.sqlite.file import DatabaseFile
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from greylist_proxy import policy
 from greylist_proxy.policy import Found, Identity, Record, Rules, Triplet
 from greylist_proxy.store import Limits, Sighting, StoreError
-from greylist_proxy.store.sqlite_behind import WriteBehind
-from greylist_proxy.store.sqlite_lookup import Answer, Answers, Question, look_up
-from greylist_proxy.store.sqlite_overlay import Kept, shared_triplet
-from greylist_proxy.store.sqlite_worker import Worker
+from greylist_proxy.store.sqlite.behind import WriteBehind
+from greylist_proxy.store.sqlite.lookup import Answer, Answers, Question, look_up
+from greylist_proxy.store.sqlite.overlay import Kept, shared_triplet
+from greylist_proxy.store.sqlite.worker import Worker
 
 MAX_ASKING = 10_000  # sightings that wait for an answer
 
