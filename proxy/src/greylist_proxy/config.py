@@ -9,7 +9,6 @@ at once and given one line each: file, key, value, what is allowed. Unknown keys
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 import tomllib
@@ -34,6 +33,7 @@ from greylist_proxy.config_values import (
     Size,
     StoreUrl,
 )
+from greylist_proxy.log import json_line
 from greylist_proxy.policy import Mode, Rules
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -348,5 +348,5 @@ def _written(data: Any, detail: ErrorDetails) -> object:
 
 def _json(value: object) -> str:
     # JSON in ASCII: one line, and nothing that a terminal obeys, whatever was in the file.
-    text = PASSWORD.sub("://***@", json.dumps(value, default=str))
+    text = PASSWORD.sub("://***@", json_line(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

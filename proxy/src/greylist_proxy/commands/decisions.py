@@ -41,7 +41,6 @@ from greylist_proxy.policy import Reason, Verdict
 from greylist_proxy.store import Logged, Store, Wanted
 
 ROWS = 100  # that people are shown
-LONGEST_TRANSACTION = 86400.0  # seconds; none is that long, so beyond it no more of its decisions are to be found
 
 COLUMNS = (
     Column("time", 0, least=TIME_WIDTH, breaks=True),

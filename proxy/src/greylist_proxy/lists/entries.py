@@ -20,9 +20,9 @@ are refused rather than guessed at.
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 
+from greylist_proxy.log import json_line
 from greylist_proxy.smtp.address import AMBIGUOUS, MAX_PATH, a_labels, is_domain
 from greylist_proxy.store import Kind
 
@@ -116,8 +116,7 @@ def fold_name(name: str) -> str:
 
 def quoted(text: str) -> str:
     """Show a value in a message: one line of ASCII that no terminal obeys, cut where it is long."""
-    shown = json.dumps(text if len(text) <= 100 else f"{text[:97]}...")
-    return shown.replace("\x7f", "\\u007f")  # the one control character that JSON leaves
+    return json_line(text if len(text) <= 100 else f"{text[:97]}...")
 
 
 def _domain(value: str, allowed: str) -> str:

@@ -45,9 +45,6 @@ class Kept(NamedTuple):
     pending: Record | None
 
 
-NOTHING = Kept(None, None)
-
-
 class Delivery(NamedTuple):
     """One step of what an earner earns."""
 
