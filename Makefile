@@ -19,6 +19,8 @@ WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
 KERBEROS_PACKAGES := krb5-kdc krb5-admin-server krb5-user libkrb5-dev gcc libc6-dev python3-dev
 # The greylist's server store, and the greylisters whose state can be taken over.
 GREYLIST_PACKAGES := redis-server postgrey db5.3-util sqlgrey libdbd-sqlite3-perl
+# Mail servers and clients on both sides of the proxy.
+MAIL_PACKAGES := postfix swaks openssl
 PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
 
 # Runs set-up; where it says that something is missing (3), notes that the part cannot run here.
@@ -49,7 +51,7 @@ unit: ## Tests without a network: plug-ins, proxy, lab
 
 .PHONY: integration
 integration: ## Real programs against the lab on both backends
-	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES))
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES) $(MAIL_PACKAGES))
 	@$(call setup,python integration); $(call setup,python dev)
 	$(INTEGRATION)/pytest -n auto proxy/tests
 	$(INTEGRATION)/pytest -n auto tests/lab tests/integration
