@@ -238,10 +238,12 @@ class Proxy:
         self.events: list[dict[str, Any]] = []
         self.raw: list[str] = []
         self.environment: dict[str, str] = {}
+        self.prefix: list[str] = []  # a command that starts the program, such as prlimit
+        self.program = ["-m", "greylist_proxy"]  # what Python is given
 
     def start(self) -> Proxy:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "greylist_proxy", "serve", "--config", str(self.config)],
+            [*self.prefix, sys.executable, *self.program, "serve", "--config", str(self.config)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **self.environment},
