@@ -1,0 +1,126 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A real Postfix of a test's own, behind the proxy: what it takes, it delivers to a `Sink`.
+
+It has its own configuration, queue and data folders, listens on a free loopback port, runs nothing in a chroot and
+knows nothing of the system's Postfix. Its master process needs root, as Postfix always does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from .peers import Sink, closing, free_port, wait_until
+
+# Only what receiving, queueing and passing on to the sink needs. The `n` in the fifth column: no chroot.
+MASTER = """\
+127.0.0.1:{port} inet n - n - - smtpd
+cleanup    unix n - n - 0 cleanup
+qmgr       unix n - n 300 1 qmgr
+rewrite    unix - - n - - trivial-rewrite
+bounce     unix - - n - 0 bounce
+defer      unix - - n - 0 bounce
+trace      unix - - n - 0 bounce
+tlsmgr     unix - - n 1000? 1 tlsmgr
+verify     unix - - n - 1 verify
+flush      unix n - n 1000? 0 flush
+proxymap   unix - - n - - proxymap
+smtp       unix - - n - - smtp
+relay      unix - - n - - smtp
+error      unix - - n - - error
+retry      unix - - n - - error
+discard    unix - - n - - discard
+local      unix - n n - - local
+anvil      unix - - n - 1 anvil
+scache     unix - - n - 1 scache
+postlog    unix-dgram n - n - 1 postlogd
+"""
+ABORT_PATIENCE = 10.0  # seconds for the master process to end
+
+
+class PostfixServer:
+    """Takes mail for `here.test`, and hands it to the sink as soon as it is queued. `settings` go into main.cf."""
+
+    def __init__(self, sink: Sink, **settings: str) -> None:
+        # Not below pytest's folder: Postfix's user may not enter that one.
+        self._folder = Path(tempfile.mkdtemp(prefix="postfix-"))
+        self._folder.chmod(0o755)
+        self.port = free_port()
+        self.log = self._folder / "mail.log"
+        (self._folder / "queue").mkdir()
+        data = self._folder / "data"
+        data.mkdir()
+        shutil.chown(data, "postfix")
+        values = {
+            "compatibility_level": "3.6",
+            "queue_directory": str(self._folder / "queue"),
+            "data_directory": str(data),
+            "maillog_file": str(self.log),
+            "maillog_file_prefixes": str(self._folder),
+            "myhostname": "postfix.test",
+            "inet_interfaces": "127.0.0.1",
+            "inet_protocols": "ipv4",
+            "mydestination": "",
+            "mynetworks": "",  # the proxy is no friend: who relays for it makes an open relay
+            "relay_domains": "here.test",
+            "smtpd_relay_restrictions": "reject_unauth_destination",
+            "relay_transport": f"relay:[127.0.0.1]:{sink.port}",
+            "default_transport": "discard",  # a bounce must not leave this machine
+            "local_recipient_maps": "",
+            "alias_maps": "",
+            "smtp_tls_security_level": "none",
+            "smtp_host_lookup": "native",
+            "disable_dns_lookups": "yes",
+            "smtpd_peername_lookup": "no",
+            **settings,
+        }
+        (self._folder / "main.cf").write_text("".join(f"{key} = {value}\n" for key, value in values.items()))
+        (self._folder / "master.cf").write_text(MASTER.format(port=self.port))
+        subprocess.run(
+            ["postfix", "-c", str(self._folder), "start"], check=True, stdin=subprocess.DEVNULL, capture_output=True
+        )
+        self._pid_file = self._folder / "queue/pid/master.pid"
+        wait_until(self._listens, "Postfix")
+
+    def _listens(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+                return connection.recv(100).startswith(b"220 ")
+        except OSError:
+            return False
+
+    def version(self) -> str:
+        """Return Postfix's version, for what only some have."""
+        shown = subprocess.run(["postconf", "-dh", "mail_version"], check=True, capture_output=True, text=True)
+        return shown.stdout.strip()
+
+    def close(self) -> None:
+        """End it, with everything that it has queued."""
+        pid = int(self._pid_file.read_text())
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), "Postfix's end")
+        shutil.rmtree(self._folder)
+
+
+@pytest.fixture
+def start_postfix(sink: Sink) -> Iterator[Callable[..., PostfixServer]]:
+    """Start Postfix before the sink, with settings of main.cf."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a Postfix")
+    with ExitStack() as stack:
+
+        def start(**settings: str) -> PostfixServer:
+            server: PostfixServer = stack.enter_context(closing(PostfixServer(sink, **settings)))
+            return server
+
+        yield start
