@@ -1,0 +1,48 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TLS towards clients: the certificate, and what is spoken with it.
+
+Mail servers encrypt opportunistically (RFC 7435): a client that finds no common cipher sends in clear. So the ciphers
+are the library's, and only what is broken is off: TLS before 1.2, renegotiation, compression.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+
+class TlsError(Exception):
+    """The certificate can't be used; the text says why, in one line, without what is in the key."""
+
+
+def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """Return the context for STARTTLS with this certificate (with its chain) and key, both PEM. TlsError: unusable."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    # Mail clients seldom come back soon enough to resume, and a ticket for each would be two writes for nothing.
+    context.num_tickets = 0
+    for name, file in (("smtp.tls_certificate", certificate), ("smtp.tls_key", key)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise TlsError(f"{name}: {file}: can't be read: {error.strerror}") from error
+    try:
+        # A password callback that gives none: without it, OpenSSL would ask on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        reason = (error.reason or "not PEM, or encrypted").replace("_", " ").lower()
+        raise TlsError(f"smtp.tls_certificate, smtp.tls_key: {certificate} and {key}: can't be used: {reason}") from error
+    return context
+
+
+class Tls:
+    """The context that new handshakes use, None while STARTTLS is not offered."""
+
+    def __init__(self, certificate: Path | None = None, key: Path | None = None) -> None:
+        self.context = server_context(certificate, key) if certificate and key else None
+
+    def reload(self, certificate: Path | None, key: Path | None) -> None:
+        """Take another certificate, or the same file anew. TlsError: unusable, and the old one stays."""
+        self.context = server_context(certificate, key) if certificate and key else None
