@@ -1,0 +1,124 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Listening sockets: made here, or taken from systemd. They are made before workers are forked, and shared by them.
+
+Out of file descriptors: uvloop accepts with a descriptor that it keeps in reserve and closes the connection at once, so
+nothing spins, and clients that see the end of the connection come again. It does not say so; `Descriptors` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+
+from greylist_proxy.config_values import Endpoint
+from greylist_proxy.log import Log
+
+BACKLOG = 1024  # connections that wait to be accepted; the kernel has its own upper limit
+FIRST_FROM_SYSTEMD = 3  # the first descriptor, sd_listen_fds(3)
+CHECK_EVERY = 1.0  # seconds
+
+
+class ListenError(Exception):
+    """A socket can't be had; the text says which, and why."""
+
+
+def make_sockets(endpoints: Iterable[Endpoint], receive_buffer: int, backlog: int = BACKLOG) -> list[socket.socket]:
+    """Return sockets that listen on these addresses. `receive_buffer` is in bytes. ListenError: one can't be had."""
+    sockets: list[socket.socket] = []
+    try:
+        for endpoint in endpoints:
+            sockets.append(_listen(endpoint, receive_buffer, backlog))
+    except OSError as error:
+        for made in sockets:
+            made.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ListenError(f"can't listen on {endpoint}: {reason}") from error
+    return sockets
+
+
+def _listen(endpoint: Endpoint, receive_buffer: int, backlog: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # 0.0.0.0 is a listener of its own, and both are to work together.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _prepare(listener, receive_buffer)
+        listener.bind((endpoint.host, endpoint.port))
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _prepare(listener: socket.socket, receive_buffer: int) -> None:
+    # Accepted connections inherit it. The kernel doubles the number, for its own bookkeeping.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    listener.setblocking(False)
+
+
+def systemd_sockets(receive_buffer: int) -> list[socket.socket]:
+    """Return the sockets that systemd has opened for this process, none if it has not.
+
+    ListenError: what it gave is no listening TCP socket. Its variables are forgotten, children must not take them.
+    """
+    number, process = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if not number or process != str(os.getpid()):
+        return []
+    if not (number.isascii() and number.isdecimal() and int(number) <= 1000):
+        raise ListenError("LISTEN_FDS: not a number of sockets")
+    sockets = []
+    for descriptor in range(FIRST_FROM_SYSTEMD, FIRST_FROM_SYSTEMD + int(number)):
+        try:
+            os.set_inheritable(descriptor, False)
+            listener = socket.socket(fileno=descriptor)
+            is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type == socket.SOCK_STREAM
+            listens = is_tcp and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if not listens:
+                raise ListenError(f"descriptor {descriptor} from systemd: not a listening TCP socket")
+            _prepare(listener, receive_buffer)
+        except OSError as error:
+            raise ListenError(f"descriptor {descriptor} from systemd: {error.strerror}") from error
+        sockets.append(listener)
+    return sockets
+
+
+async def serve_on(
+    sockets: Sequence[socket.socket], factory: Callable[[], asyncio.Protocol], backlog: int = BACKLOG
+) -> list[asyncio.Server]:
+    """Accept on each socket; `factory` makes the protocol of a connection."""
+    loop = asyncio.get_running_loop()
+    return [await loop.create_server(factory, sock=listener, backlog=backlog) for listener in sockets]
+
+
+class Descriptors:
+    """Looks whether there are file descriptors left, and logs when they run out and when there are some again."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._exhausted = False
+
+    async def keep_watch(self) -> None:
+        """Look once a second, for ever."""
+        while True:
+            self.look()
+            await asyncio.sleep(CHECK_EVERY)
+
+    def look(self) -> None:
+        """Try to have one."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            if not self._exhausted:
+                self._exhausted = True
+                self._log.event("descriptors", state="exhausted", error=error.strerror)
+        else:
+            if self._exhausted:
+                self._exhausted = False
+                self._log.event("descriptors", state="available")
