@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from greylist_proxy.client import Client, Identifier
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
+from greylist_proxy.smtp.events import Limits, Offers
+from greylist_proxy.smtp.limits import Connections, Prevalence
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.replies import Reply
+from greylist_proxy.smtp.settings import SessionSettings
 from greylist_proxy.smtp.tarpit import Tarpit
+from greylist_proxy.smtp.tls import Tls
 from greylist_proxy.smtp.verification import Harvesters
 from greylist_proxy.tasks import Tasks
 
@@ -40,6 +44,12 @@ class Services:
     log: Log
     tasks: Tasks
     tarpit: Tarpit
+    offers: Offers
+    connections: Connections
+    limits: Limits = field(default_factory=Limits)
+    settings: SessionSettings = field(default_factory=SessionSettings)
+    tls: Tls = field(default_factory=Tls)
+    prevalence: Prevalence = field(default_factory=Prevalence)
     max_recipients: int = 1000  # a transaction
     verify_recipient_first: bool = False
     harvesters: Harvesters = field(default_factory=Harvesters)
