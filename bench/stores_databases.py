@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from greylist_proxy.config import StoreSection
+from greylist_proxy.config_sections import StoreSection
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Rules
 from greylist_proxy.store import Counts, Limits, Store

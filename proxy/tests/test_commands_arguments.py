@@ -21,7 +21,7 @@ from greylist_proxy.commands.arguments import (
     triplet_client,
     wanted_address,
 )
-from greylist_proxy.config import GreylistSection
+from greylist_proxy.config_sections import GreylistSection
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("12h", 43200), ("2d", 172800), ("0s", 0)])

@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 from greylist_proxy.client import Client, Origin
-from greylist_proxy.config import AllowSection, TrapSection
+from greylist_proxy.config_sections import AllowSection, TrapSection
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.lists import ListError
 from greylist_proxy.lists.entries import EntryError

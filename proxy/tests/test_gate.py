@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from greylist_proxy import gate as gate_module
 from greylist_proxy.client import Identifier, Origin, identify
-from greylist_proxy.config import AllowSection, TrapSection
+from greylist_proxy.config_sections import AllowSection, TrapSection
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log

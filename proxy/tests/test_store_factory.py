@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greylist_proxy.config import ConfigError, StoreSection
+from greylist_proxy.config import ConfigError
+from greylist_proxy.config_sections import StoreSection
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Identity, Rules
 from greylist_proxy.store import Store

@@ -2,39 +2,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: TOML, checked as a whole before anything starts.
 
-Each key's `description` is what an error says is allowed, so the two can't drift apart. All errors are found
-at once and given one line each: file, key, value, what is allowed. Unknown keys are errors: a misspelt
-`dealy` must not leave somebody with a default that he did not choose.
+The sections are in `config_sections.py`, their values in `config_values.py`. All errors are found at once and given one
+line each: file, key, value, what is allowed. Unknown keys are errors: a misspelt `dealy` must not leave somebody with a
+default that he did not choose.
 """
 
 from __future__ import annotations
 
 import re
-import socket
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from greylist_proxy.config_values import (
-    AbsolutePath,
-    Backends,
-    DnsLists,
-    Domain,
-    Duration,
-    Endpoint,
-    FileAddress,
-    Listeners,
-    Nameservers,
-    OptionalPath,
-    ReplyText,
-    Size,
-    StoreUrl,
+from greylist_proxy.config_sections import (
+    AllowSection,
+    BackendSection,
+    DnsSection,
+    GreylistSection,
+    Section,
+    SmtpSection,
+    StoreSection,
+    TarpitSection,
+    TrapSection,
 )
+from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import json_line
-from greylist_proxy.policy import Mode, Rules
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 PASSWORD = re.compile(r"://[^/@]*(?:@[^/@]*)*@")  # what must not be shown of an address
@@ -49,206 +45,7 @@ class ConfigError(Exception):
         self.lines = lines
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class SmtpSection(_Section):
-    """`[smtp]`: the side that clients talk to."""
-
-    listen: Listeners = Field(
-        default=[Endpoint("0.0.0.0", 25), Endpoint("::", 25)],  # noqa: S104 - mail comes from everywhere
-        min_length=1,
-        description='a list of IP addresses with ports, such as ["0.0.0.0:25", "[::]:25"], each once',
-    )
-    hostname: Domain = Field(
-        default_factory=socket.getfqdn,
-        validate_default=True,
-        description="this host's name in the DNS, such as mx1.example.org (default: the system's own)",
-    )
-    max_message_size: Size = Field(
-        default=35 << 20,
-        ge=1 << 16,  # RFC 5321 section 4.5.3.1.7
-        le=1 << 30,
-        description="a size such as 35MiB (B, KiB, MiB, GiB) or a number of bytes, from 64KiB to 1GiB",
-    )
-
-
-class BackendSection(_Section):
-    """`[backend]`: the mail server behind, and whose mail it takes."""
-
-    hosts: Backends = Field(
-        min_length=1,
-        description='a list of hosts with ports, such as ["mail01.example.org:25"], each once, tried in order',
-    )
-    domains: list[Domain] = Field(
-        min_length=1,
-        description='a list of mail domains, such as ["example.org"], international ones in their xn-- form',
-    )
-
-
-class GreylistSection(_Section):
-    """`[greylist]`: the settings of the decision, in seconds."""
-
-    mode: Literal["enforce", "observe", "off"] = Field(
-        default="enforce",
-        description='"enforce", "observe" (log what would happen, let everything pass) or "off"',
-    )
-    delay: Duration = Field(
-        default=60, ge=0, le=86400, description="a duration such as 90s, 5m, 24h or seconds, from 0s to 24h"
-    )
-    retry_window: Duration = Field(
-        default=48 * 3600,
-        gt=0,
-        le=30 * 86400,
-        description="a duration such as 90s, 48h, 2d or seconds, longer than delay, to 30d",
-    )
-    lifetime: Duration = Field(
-        default=36 * 86400,
-        gt=0,
-        le=400 * 86400,
-        description="a duration such as 24h, 36d or seconds, from retry_window to 400d",
-    )
-    client_key: Literal["spf", "ptr", "network"] = Field(
-        default="spf",
-        description='"spf" (the sender\'s domain where SPF vouches for the client, else its network), "ptr" (the '
-        'domain of its forward-confirmed name, else its network) or "network"',
-    )
-    auto_allow_after: int = Field(
-        default=5, ge=0, le=1000, description="a whole number of passed triplets, from 0 (never) to 1000"
-    )
-    max_pending_per_network: int = Field(
-        default=1000, ge=10, le=1_000_000, description="a whole number of triplets, from 10 to 1000000"
-    )
-    reply: ReplyText = Field(
-        default="Greylisted, try again in {seconds} seconds ({id})",
-        description="one line of printable ASCII with {id} in it, and {seconds} where wanted, up to 400 characters",
-    )
-    ipv4_prefix: int = Field(default=24, ge=8, le=32, description="a whole number of bits, from 8 to 32")
-    ipv6_prefix: int = Field(default=64, ge=16, le=128, description="a whole number of bits, from 16 to 128")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> GreylistSection:
-        if self.retry_window <= self.delay:
-            raise ValueError("retry_window", f"longer than delay ({self.delay:g} seconds)")
-        if self.lifetime < self.retry_window:
-            raise ValueError("lifetime", f"at least retry_window ({self.retry_window:g} seconds)")
-        return self
-
-    @property
-    def rules(self) -> Rules:
-        """The settings as the decision wants them."""
-        return Rules(
-            delay=self.delay,
-            retry_window=self.retry_window,
-            lifetime=self.lifetime,
-            auto_allow_after=self.auto_allow_after,
-            max_pending=self.max_pending_per_network,
-            mode=Mode(self.mode),
-        )
-
-
-class AllowSection(_Section):
-    """`[allow]`: who is never greylisted, besides the entries that are made at run time."""
-
-    client_files: list[AbsolutePath] = Field(
-        default=[],
-        description="a list of absolute paths: files in the format of postgrey's whitelist_clients, or a folder with "
-        "files named whitelist_clients*",
-    )
-    recipient_files: list[AbsolutePath] = Field(
-        default=[],
-        description="a list of absolute paths: files in the format of postgrey's whitelist_recipients, or a folder "
-        "with files named whitelist_recipients*",
-    )
-    well_known: bool = Field(
-        default=True, description="true (senders known to retry badly are exempt, as the shipped list has it) or false"
-    )
-    dns_lists: DnsLists = Field(
-        default=[],
-        description="a list of DNS allow-lists with the answers that count, such as "
-        '["list.dnswl.org=127.0.[0..255].[2..3]"]',
-    )
-
-
-class TrapSection(_Section):
-    """`[trap]`: recipients that nobody writes to who means well."""
-
-    recipient_files: list[AbsolutePath] = Field(
-        default=[], description="a list of absolute paths: files with one address or domain a line"
-    )
-    block: Duration = Field(
-        default=3600, ge=0, le=3600, description="a duration such as 30m or seconds, from 0s (do not block) to 1h"
-    )
-    tarpit: Duration = Field(
-        default=10,
-        ge=0,
-        le=60,
-        description="a duration such as 10s or seconds that each refusal of such a client waits, from 0s to 60s",
-    )
-
-
-class DnsSection(_Section):
-    """`[dns]`: how clients are looked up."""
-
-    servers: Nameservers = Field(
-        default=[],
-        description='a list of IP addresses, with ports where not 53, such as ["127.0.0.1", "[::1]:5353"]; none: the '
-        "system's own",
-    )
-    timeout: Duration = Field(
-        default=5, ge=0.1, le=30, description="a duration such as 5s or seconds for one client, from 0.1 to 30s"
-    )
-    max_in_flight: int = Field(default=500, ge=1, le=10_000, description="a whole number of queries, from 1 to 10000")
-    cache_size: int = Field(
-        default=50_000, ge=100, le=10_000_000, description="a whole number of answers, from 100 to 10000000"
-    )
-
-
-class StoreSection(_Section):
-    """`[store]`: where triplets are remembered."""
-
-    url: StoreUrl = Field(
-        default=FileAddress(Path("/var/lib/greylist-proxy/greylist.db")),
-        description="sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db, or "
-        "valkey://host:6379/0, valkey+sentinel://host:26379,host:26379/NAME/0, valkey+cluster://host:6379,host:6379 "
-        "(valkeys for TLS; redis and rediss are the same), without a password: that goes into password_file",
-    )
-    on_failure: Literal["accept", "defer"] = Field(
-        default="accept", description='"accept" (mail goes on ungreylisted) or "defer"'
-    )
-    timeout: Duration = Field(
-        default=2, ge=0.05, le=30, description="a duration such as 2s or seconds, from 0.05 to 30s"
-    )
-    username: str = Field(default="", max_length=255, description="the name of a user of the Valkey server, or empty")
-    password_file: OptionalPath = Field(
-        default=None, description="the absolute path of a file that holds the Valkey password, or empty"
-    )
-    sentinel_password_file: OptionalPath = Field(
-        default=None, description="the absolute path of a file that holds the sentinels' password, or empty"
-    )
-    ca_file: OptionalPath = Field(
-        default=None,
-        description="the absolute path of a file with the authorities that may sign the Valkey server's certificate, "
-        "or empty: the system's own",
-    )
-    prefix: str = Field(
-        default="greylist",
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="up to 64 letters, digits, dots, hyphens or underscores that begin every key in Valkey",
-    )
-    decisions_lifetime: Duration = Field(
-        default=7 * 86400,
-        ge=0,
-        le=400 * 86400,
-        description="a duration such as 7d or seconds, from 0s (keep none) to 400d",
-    )
-    max_decisions: int = Field(
-        default=1_000_000, ge=0, le=100_000_000, description="a whole number of decisions to keep, from 0 to 100000000"
-    )
-
-
-class Config(_Section):
+class Config(Section):
     """The whole file."""
 
     smtp: SmtpSection
@@ -258,9 +55,12 @@ class Config(_Section):
     trap: TrapSection
     dns: DnsSection
     store: StoreSection
+    tarpit: TarpitSection
 
     @model_validator(mode="after")
-    def _no_loop(self) -> Config:
+    def _in_accord(self) -> Config:
+        if self.tarpit.max_waiting >= self.smtp.max_connections:
+            raise ValueError("tarpit.max_waiting", f"below smtp.max_connections ({self.smtp.max_connections})")
         for host in self.backend.hosts:
             if any(_is_reached_by(host, listener) for listener in self.smtp.listen):
                 raise ValueError("backend.hosts", f"a mail server, not this proxy's own listener {host}")
@@ -297,14 +97,40 @@ def load(path: Path) -> Config:
 
 
 def advice(config: Config) -> list[str]:
-    """Return a sentence for each value that works, but is outside what RFC 6647 section 5 advises."""
-    greylist = config.greylist
+    """Return a sentence for each value that works, but is outside what an RFC advises, or does less than it says."""
+    greylist, smtp, backend = config.greylist, config.smtp, config.backend
     sentences = []
     if greylist.delay < 60:
         sentences.append(f"greylist.delay is {greylist.delay:g}s, RFC 6647 section 5.2 advises 60s or more")
     if greylist.lifetime < 7 * 86400:
         sentences.append(f"greylist.lifetime is {greylist.lifetime:g}s, RFC 6647 section 5.3 advises 7d or more")
+    if smtp.command_timeout < 300:
+        sentences.append(
+            f"smtp.command_timeout is {smtp.command_timeout:g}s, RFC 5321 section 4.5.3.2.7 advises 5m or more"
+        )
+    if smtp.data_timeout < 180:
+        sentences.append(f"smtp.data_timeout is {smtp.data_timeout:g}s, RFC 5321 section 4.5.3.2.5 advises 3m or more")
+    if smtp.max_recipients < 100:
+        sentences.append(f"smtp.max_recipients is {smtp.max_recipients}, RFC 5321 section 4.5.3.1.8 wants 100 or more")
+    if smtp.max_connections_per_client > smtp.max_connections:
+        sentences.append("smtp.max_connections_per_client is over smtp.max_connections: one client may take all")
+    if backend.starttls == "verify":
+        sentences += [
+            f"backend.starttls is verify, and {host} is an address: its certificate must have that address in it"
+            for host in backend.hosts
+            if _is_address(host.host)
+        ]
+    if backend.ca_file is not None and backend.starttls != "verify":
+        sentences.append(f"backend.ca_file has no effect while backend.starttls is {backend.starttls}")
     return sentences
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _explain(detail: ErrorDetails, data: object) -> str:
@@ -322,9 +148,10 @@ def _explain(detail: ErrorDetails, data: object) -> str:
     if detail["type"] == "value_error" and len(location) < 2:
         # A rule between keys (the validators above): its arguments are the key and what is allowed.
         name, allowed = detail["ctx"]["error"].args
-        section_value = value if isinstance(value, dict) else {}
-        given = f" = {_json(section_value[name])}" if name in section_value else ""
-        return f"{'.'.join([*location, name])}{given}: allowed is {allowed}"
+        section, _ignored, name = ".".join([*location, name]).partition(".")
+        written = data.get(section, {}) if isinstance(data, dict) else {}
+        given = f" = {_json(written[name])}" if name in written else ""
+        return f"{section}.{name}{given}: allowed is {allowed}"
     allowed = _section(location[:-1]).model_fields[location[-1]].description
     if detail["type"] == "missing":
         return f"{key}: is missing; allowed is {allowed}"

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator
 
 from greylist_proxy.smtp.address import is_domain
+from greylist_proxy.smtp.capabilities import Capabilities
 
 DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -182,6 +183,27 @@ def _nameserver(value: object) -> Endpoint:
     return endpoint
 
 
+Network = IPv4Network | IPv6Network
+MAPPED = IPv6Network("::ffff:0:0/96")  # all of IPv4, written in IPv6
+
+
+def _trusted_network(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError("not text")
+    network = ip_network(value)
+    # Who may say for whom he speaks can't be everybody.
+    if network.prefixlen == 0 or (network.version == 6 and network.supernet_of(MAPPED)):
+        raise ValueError("everybody")
+    return network
+
+
+def _capability_words(words: list[str]) -> list[str]:
+    Capabilities.configured(words)
+    if len({word.split(" ")[0].upper() for word in words}) != len(words):
+        raise ValueError("named twice")
+    return words
+
+
 def _absolute(value: object) -> Path:
     if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
         raise ValueError("not an absolute path")
@@ -232,12 +254,14 @@ def _octets(text: str) -> list[int]:
     return numbers
 
 
+CapabilityWords = Annotated[list[str], AfterValidator(_capability_words)]
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
 Domain = Annotated[str, AfterValidator(_domain)]
 Listeners = Annotated[list[Annotated[Endpoint, PlainValidator(_listener)]], AfterValidator(_unique)]
 Backends = Annotated[list[Annotated[Endpoint, PlainValidator(_backend)]], AfterValidator(_unique)]
 Nameservers = Annotated[list[Annotated[Endpoint, PlainValidator(_nameserver)]], AfterValidator(_unique)]
+Networks = Annotated[list[Annotated[Network, PlainValidator(_trusted_network)]], AfterValidator(_unique)]
 StoreUrl = Annotated[StoreAddress, PlainValidator(_store_address)]
 AbsolutePath = Annotated[Path, PlainValidator(_absolute)]
 OptionalPath = Annotated[Path | None, PlainValidator(_optional_path)]

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from greylist_proxy.client import Origin
-from greylist_proxy.config import AllowSection, TrapSection
+from greylist_proxy.config_sections import AllowSection, TrapSection
 from greylist_proxy.config_values import DnsList
 from greylist_proxy.lists import dns_lists, postgrey, well_known
 from greylist_proxy.lists.entries import EntryError, fold, fold_name

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from greylist_proxy.client import identify
 from greylist_proxy.commands import Run, WrongUsage
-from greylist_proxy.config import GreylistSection
+from greylist_proxy.config_sections import GreylistSection
 from greylist_proxy.config_values import parse_duration
 from greylist_proxy.lists.entries import EntryError, Network, canonical, client, network
 from greylist_proxy.normalise import address_key, recipient_key

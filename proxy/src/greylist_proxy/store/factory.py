@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from greylist_proxy.config import ConfigError, StoreSection
+from greylist_proxy.config import ConfigError
+from greylist_proxy.config_sections import StoreSection
 from greylist_proxy.config_values import FileAddress
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Rules
