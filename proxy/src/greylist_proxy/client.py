@@ -81,6 +81,11 @@ class Origin:
             self._names = names
             return names
 
+    @property
+    def known_names(self) -> tuple[str, ...]:
+        """The confirmed names as far as somebody has asked for them; nothing is asked here."""
+        return self._names or ()
+
     async def spf(self) -> Spf:
         """Return what SPF says of client and sender (of client and HELO name, for the null sender)."""
         async with self._lock:

@@ -122,8 +122,11 @@ class Gate:
 
     # -- what comes of it --
 
-    def record(self, origin: Origin, recipient: str, decision: Decision, ident: str) -> None:
-        """Write the decision into the log, and into the store for those who will ask."""
+    def record(self, origin: Origin, recipient: str, decision: Decision, ident: str, *, is_early: bool = False) -> None:
+        """Write the decision into the log, and into the store for those who will ask.
+
+        `is_early` where the client talked before it was greeted; only the log has it.
+        """
         client = origin.client
         fields = {
             "verdict": str(decision.verdict),
@@ -136,7 +139,10 @@ class Gate:
             "id": ident,
         }
         extra = {"key": decision.key, "rule": decision.rule, "would": decision.would and str(decision.would)}
-        self._log.event("decision", **fields, **{name: value for name, value in extra.items() if value})
+        told: dict[str, object] = {name: value for name, value in extra.items() if value}
+        if is_early:
+            told["early"] = True
+        self._log.event("decision", **fields, **told)
         self._store.note(Logged(time=self._clock(), **fields, **extra))  # type: ignore[arg-type]
 
     async def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:

@@ -26,11 +26,17 @@ digits,
 
 The case of the local part is kept: RFC 5321 section 2.4 leaves it to the receiving host, and no sender changes his own
 between a mail and its retry. Recipients are ours, and their tags mean something to us: only the domain loses its case.
+
+Internationalised addresses (RFC 6531) are compared with their domain as A-labels and their local part composed (Unicode
+NFC, RFC 6532 section 3.1): a client that writes them in another way at its retry is still the same sender.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+
+from greylist_proxy.smtp.address import a_labels
 
 PLACE = "#"
 
@@ -57,16 +63,29 @@ CHANGE = re.compile(r"[0-9](?=[A-Za-z])|[A-Za-z](?=[0-9])")
 
 def address_key(address: str) -> str:
     """Return what a sender is compared by; the null sender is "" here as everywhere. Any text is taken."""
-    local, at, domain = address.rpartition("@")
+    local, at, domain = composed(address).rpartition("@")
     if not at:
-        return address
-    return f"{_stable(local)}@{domain.lower()}"
+        return domain
+    return f"{_stable(local)}@{domain_key(domain)}"
 
 
 def recipient_key(address: str) -> str:
     """Return what a recipient is compared by: the address with its domain in lower case."""
-    local, at, domain = address.rpartition("@")
-    return f"{local}@{domain.lower()}" if at else address
+    local, at, domain = composed(address).rpartition("@")
+    return f"{local}@{domain_key(domain)}" if at else domain
+
+
+def domain_key(domain: str) -> str:
+    """Return what a domain is compared by: lower case and A-labels, where it has any."""
+    if domain.isascii():
+        return domain.lower()
+    # Some characters have A-labels only by IDNA 2008 (see `a_labels`): such a name stays as it is.
+    return a_labels(domain) or composed(domain.lower())
+
+
+def composed(text: str) -> str:
+    """Return a text in Unicode's composed form, NFC."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _stable(local: str) -> str:

@@ -92,7 +92,16 @@ class Reason(StrEnum):
     OFF = "off", "greylisting is switched off: allowed"
     STORE_FAILED = "store-failed", "the store did not answer: allowed or deferred, as store.on_failure says"
     RELAY_DENIED = "relay-denied", "the recipient's domain is not one of backend.domains: refused"
+    UNKNOWN_DOMAIN = (
+        "unknown-domain",
+        'the recipient\'s domain is not one of backend.domains, and backend.unknown_domain is "defer": deferred',
+    )
     ROUTING = "routing", "the recipient asks for onward routing (%, !, a second @, a source route): refused"
+    UNKNOWN_RECIPIENT = (
+        "unknown-recipient",
+        "backend.recipients does not name the recipient, or the backend, asked first, does not know it: refused",
+    )
+    HARVESTING = "harvesting", "the client asked for too many recipients that there are not, within an hour: deferred"
 
 
 # Rule 5 is about these: what the greylist itself says. All other reasons stand for one recipient alone.
@@ -101,6 +110,9 @@ GREYLISTED = frozenset(
 )
 # What the backend's final 250 makes known.
 PASSED = frozenset({Reason.NEW, Reason.RETRIED, Reason.KNOWN, Reason.TRANSACTION})
+
+# Who tries out names hides behind none of these: they say nothing of the client, or only that it came back.
+HARVESTABLE = (GREYLISTED - {Reason.KNOWN}) | {Reason.TRANSACTION, Reason.ALLOWED_RECIPIENT, Reason.OFF}
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +195,10 @@ class Decision:
 
 EXEMPT = Decision(Verdict.ALLOW, Reason.EXEMPT_POSTMASTER)
 RELAY_DENIED = Decision(Verdict.BLOCK, Reason.RELAY_DENIED)
+UNKNOWN_DOMAIN = Decision(Verdict.DEFER, Reason.UNKNOWN_DOMAIN)
 ROUTING = Decision(Verdict.BLOCK, Reason.ROUTING)
+UNKNOWN_RECIPIENT = Decision(Verdict.BLOCK, Reason.UNKNOWN_RECIPIENT)
+HARVESTING = Decision(Verdict.DEFER, Reason.HARVESTING)
 SWITCHED_OFF = Decision(Verdict.ALLOW, Reason.OFF)
 
 # RFC 5321 section 4.5.1 (postmaster, also without a domain) and RFC 2142 section 4 (abuse).

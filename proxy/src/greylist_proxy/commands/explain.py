@@ -34,11 +34,13 @@ from greylist_proxy.log import Log
 from greylist_proxy.normalise import address_key, recipient_key
 from greylist_proxy.policy import Decision, Reason, Record, Rules, Triplet, Verdict
 from greylist_proxy.smtp.address import AddressError, parse_sender
-from greylist_proxy.smtp.transaction import screen
+from greylist_proxy.smtp.recipients import Acceptance, screen
 from greylist_proxy.store import Logged, Remembered, Store, StoreError, Wanted
 from greylist_proxy.tasks import Tasks
 
 LATELY = 10  # decisions that are shown
+# What no exemption of a client changes.
+NOT_OURS = (Reason.RELAY_DENIED, Reason.UNKNOWN_DOMAIN, Reason.ROUTING, Reason.UNKNOWN_RECIPIENT)
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,13 @@ async def _ask(config: Config, store: Store, options: argparse.Namespace) -> Ans
     sender, recipient = bare(options.sender), bare(options.recipient)
     try:
         parse_sender(sender)
-        _ignored, refusal = screen(recipient, frozenset(config.backend.domains))
+        backend = config.backend
+        acceptance = Acceptance.load(backend.domains, backend.recipients, backend.unknown_domain)
+        _ignored, refusal = screen(recipient, acceptance)
     except AddressError as error:
         raise WrongUsage(f"the server would answer: {error}") from None
+    except ListError as error:
+        raise StoreError(str(error)) from error
     try:
         judgement = assemble(config, store, Log(), Tasks(Log()))
     except ListError as error:
@@ -181,7 +187,7 @@ def _show(answer: Answer, config: Config, options: argparse.Namespace) -> None:
     if answer.lately:
         print(f"\nlately, from {visible(origin.sender) or '<>'} to {visible(answer.recipient)}:")
         show_table(COLUMNS, [as_row(logged) for logged in answer.lately])
-    if decision.verdict is not Verdict.ALLOW and decision.reason not in (Reason.RELAY_DENIED, Reason.ROUTING):
+    if decision.verdict is not Verdict.ALLOW and decision.reason not in NOT_OURS:
         remark("")
         remark(
             f"to let it in now: greylist-proxy entries add client {origin.client.address} --expires 1h "

@@ -23,6 +23,7 @@ import ipaddress
 import re
 
 from greylist_proxy.log import json_line
+from greylist_proxy.normalise import composed, domain_key
 from greylist_proxy.smtp.address import AMBIGUOUS, MAX_PATH, a_labels, is_domain
 from greylist_proxy.store import Kind
 
@@ -106,7 +107,7 @@ def mailbox(kind: Kind, value: str) -> str:
 def fold(address: str) -> tuple[str, str]:
     """Take an envelope's address apart for a comparison: local part and domain, both "" for the null sender."""
     local, _at, domain = address.rpartition("@")
-    return (_unquoted(local).lower(), domain.lower().removesuffix(".")) if local else ("", "")
+    return (composed(_unquoted(local).lower()), domain_key(domain).removesuffix(".")) if local else ("", "")
 
 
 def fold_name(name: str) -> str:

@@ -1,21 +1,38 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Received field that is put before each message (RFC 5321 section 4.4, RFC 3848). No I/O."""
+"""The Received field that is put before each message (RFC 5321 section 4.4). No I/O.
+
+    Received: from mail.example.net (mx7.example.net [192.0.2.7])     what it called itself (what its name is)
+     (using TLSv1.3 TLS_AES_256_GCM_SHA384)                           under TLS
+     by mx1.example.org (greylist-proxy) with ESMTPS id 0A1B2C3D4E5F  RFC 3848; UTF8SMTP: RFC 6531 section 4.3
+     for <u@example.org>;                                             one recipient only
+     Sun, 01 Mar 2026 12:00:05 +0000
+
+All that the client had a say in is written only where it is of a form that can't break the field, or add one.
+"""
 
 from __future__ import annotations
 
 import datetime
 import email.utils
+import re
+from collections.abc import Iterable, Sequence
 
 from greylist_proxy.client import Client
 from greylist_proxy.smtp.address import is_address_literal, is_domain
+
+WIDTH = 78  # characters of a line, where they can be kept to (RFC 5322 section 2.1.1); 998 is the limit
+COMMENT = re.compile(r"[A-Za-z0-9._/ -]{1,200}")  # what a comment may hold without quoting (RFC 5322 section 3.2.2)
 
 
 def received(
     *,
     helo: str,
     esmtp: bool,
+    smtputf8: bool,
+    tls: str,
     client: Client,
+    names: Sequence[str],
     hostname: str,
     ident: str,
     recipient: str | None,
@@ -23,18 +40,52 @@ def received(
 ) -> bytes:
     """Return the field with its CRLF.
 
-    `helo` is what the client said, and is written only where it is a name or an address literal: anything else
-    could break the field. `recipient` is given for a message to one alone; naming one of several would tell
-    it to the others (Bcc).
+    `helo` is what the client said. `tls` is version and cipher, "" in clear. `names` are the client's confirmed names.
+    `recipient` is given for a message to one alone: naming one of several would tell it to the others (Bcc).
     """
-    name = helo if is_domain(helo) or is_address_literal(helo) else "unknown"
-    protocol = "ESMTP" if esmtp else "SMTP"
-    lines = [
-        f"Received: from {name} ({client.literal})",
-        f" by {hostname} (greylist-proxy) with {protocol} id {ident}",
+    # An address literal means the same to everybody; any other text could break the field.
+    says = helo if is_domain(helo) or is_address_literal(helo) else "unknown"
+    protocol = _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls))
+    clauses: list[Sequence[str]] = [
+        ("Received: from", says, _seen(client, names, helo)),
+        (
+            "by",
+            hostname,
+            "(greylist-proxy)",
+            "with",
+            _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls)),
+            "id",
+            ident,
+        ),
     ]
-    if recipient is not None:
-        lines.append(f" for <{recipient}>")
-    lines[-1] += ";"
-    lines.append(f" {email.utils.format_datetime(now)}")
-    return "".join(f"{line}\r\n" for line in lines).encode("ascii")
+    if tls and COMMENT.fullmatch(tls):
+        clauses.insert(1, (f"(using {tls})",))
+    # Only a message with internationalised headers may have an address with other characters in them (RFC 6532).
+    if recipient is not None and (smtputf8 or recipient.isascii()):
+        clauses.append(("for", f"<{recipient}>"))
+    *others, last = clauses
+    clauses = [*others, (*last[:-1], f"{last[-1]};"), (email.utils.format_datetime(now),)]
+    return ("\r\n ".join(map(_folded, clauses)) + "\r\n").encode()
+
+
+def _seen(client: Client, names: Sequence[str], helo: str) -> str:
+    """Return the comment with what is known of the client: its own name among several, if it gave one of them."""
+    name = helo.lower() if helo.lower() in names else next(iter(names), "")
+    return f"({name} {client.literal})" if is_domain(name) else f"({client.literal})"
+
+
+def _protocol(*, esmtp: bool, smtputf8: bool, tls: bool) -> str:
+    if not esmtp:
+        return "SMTP"
+    return f"{'UTF8SMTP' if smtputf8 else 'ESMTP'}{'S' if tls else ''}"
+
+
+def _folded(words: Iterable[str]) -> str:
+    """Put words on a line, and on more lines where they are too long for one."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) < WIDTH - 1:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\r\n ".join(lines)

@@ -1,32 +1,75 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One transaction, from MAIL to the end of data: what each recipient is told, and why. (Skeleton.)"""
+"""One transaction, from MAIL to the end of data: what each recipient is told, and why.
+
+    refused here    a domain that is not ours, routing inside the address, a user that `backend.recipients` does not
+                    name, a block by the operator: 550
+    deferred        greylisted, or the client has mailed a spam trap or tried names out: 450, and the backend never
+                    hears of it (`verify_recipient_first`: it is asked whether the recipient exists)
+    passed          put to the backend at once: its answer to RCPT is the client's answer
+
+The null sender, and the names that address callouts use, are different: a callout must get the backend's true
+answer (RFC 6647 section 4.2), so their recipients are put to the backend even when they are to be deferred, and
+the deferral is the answer to DATA. DATA has one answer for all recipients, so such a transaction is not allowed
+to mix: the recipients of either kind that come later are told to come again by themselves.
+"""
 
 from __future__ import annotations
 
+import datetime
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from greylist_proxy import policy
 from greylist_proxy.client import Client, Identifier
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
-from greylist_proxy.smtp.events import Limits, Offers
+from greylist_proxy.policy import Decision, Mode, Reason, Verdict
+from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Path
+from greylist_proxy.smtp.capabilities import Capabilities
+from greylist_proxy.smtp.events import Hello, Limits, Mail, Offers
+from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.limits import Connections, Prevalence
-from greylist_proxy.smtp.recipients import Acceptance
-from greylist_proxy.smtp.replies import Reply
+from greylist_proxy.smtp.parameters import Parameter
+from greylist_proxy.smtp.pool import Backends
+from greylist_proxy.smtp.recipients import Acceptance, screen
+from greylist_proxy.smtp.relay import Flow, Relay
+from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.settings import SessionSettings
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.tls import Tls
-from greylist_proxy.smtp.verification import Harvesters
+from greylist_proxy.smtp.trace import received
+from greylist_proxy.smtp.verification import Harvesters, Verifier, is_unknown_user
 from greylist_proxy.tasks import Tasks
 
-if TYPE_CHECKING:
-    from greylist_proxy.smtp.capabilities import Capabilities
-    from greylist_proxy.smtp.parameters import Parameter
-    from greylist_proxy.smtp.pool import Backends
-    from greylist_proxy.smtp.protocol import Hello, Mail
-    from greylist_proxy.smtp.relay import Flow
+# Sessions that may hold a backend connection for a recipient which will be deferred at DATA.
+MAX_CALLOUTS = 20
+# Senders that address verification is done with, besides the null sender (Postfix: double-bounce).
+CALLOUT_SENDERS = frozenset({"postmaster", "double-bounce"})
+# Who was told nothing of what we can do (HELO) can't be disappointed.
+NO_PROMISES = Capabilities()
+
+RELAY_DENIED = own_reply(550, "5.7.1", "Relaying denied, this domain's mail is not handled here")
+UNKNOWN_DOMAIN = own_reply(450, "4.7.1", "This domain's mail is not handled here, try again later")
+UNKNOWN_RECIPIENT = own_reply(550, "5.1.1", "No such user here")
+TOO_MANY_RECIPIENTS = own_reply(452, "4.5.3", "Too many recipients")
+TOO_MANY_CALLOUTS = own_reply(451, "4.3.2", "Too many bounces at a time, try again later")
+TOO_MANY_UNKNOWN = own_reply(450, "4.7.1", "Too many unknown users, try again later")
+ONE_AT_A_TIME = own_reply(452, "4.5.3", "One recipient at a time for this sender")
+RCPT_FIRST = own_reply(503, "5.5.1", "RCPT first")
+NO_RECIPIENTS = own_reply(554, "5.5.1", "No valid recipients")
+NOT_NOW = own_reply(451, "4.3.0", "No recipient can be taken now, try again later")
+# What is answered without more ado, by reason.
+ANSWERS = {
+    Reason.RELAY_DENIED: RELAY_DENIED,
+    Reason.UNKNOWN_DOMAIN: UNKNOWN_DOMAIN,
+    Reason.ROUTING: ROUTING_DENIED,
+    Reason.UNKNOWN_RECIPIENT: UNKNOWN_RECIPIENT,
+}
+# A deferral for these may be told apart from one for a user that there is not.
+VERIFIED_FIRST = policy.GREYLISTED | {Reason.TRANSACTION}
 
 
 @dataclass
@@ -52,6 +95,7 @@ class Services:
     prevalence: Prevalence = field(default_factory=Prevalence)
     max_recipients: int = 1000  # a transaction
     verify_recipient_first: bool = False
+    verifier: Verifier = field(default_factory=Verifier)
     harvesters: Harvesters = field(default_factory=Harvesters)
     callouts: int = 0  # how many of MAX_CALLOUTS are taken
 
@@ -68,7 +112,34 @@ class Visitor(NamedTuple):
 
 
 class Transaction:
-    """`promised` is what the EHLO reply told this client that it may use (None: no backend was known then)."""
+    """The state, in the order in which it comes about.
+
+    `promised` is what the EHLO reply told this client that it may use; None: no backend was known then, and what would
+    have to be relayed gets a 4xx.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_asked",
+        "_decisions",
+        "_deferred",
+        "_first",
+        "_flow",
+        "_has_failed",
+        "_has_slot",
+        "_hello",
+        "_ident",
+        "_is_callout",
+        "_mail",
+        "_origin",
+        "_owed",
+        "_promised",
+        "_relay",
+        "_services",
+        "_visitor",
+        "is_trapped",
+        "slow",
+    )
 
     def __init__(
         self,
@@ -79,29 +150,217 @@ class Transaction:
         flow: Flow,
         promised: Capabilities | None,
     ) -> None:
+        sender = mail.path
+        self._services = services
+        self._visitor = visitor
+        self._hello = hello
+        self._mail = mail
+        self._flow = flow
+        self._promised = promised if hello.esmtp else NO_PROMISES
+        self._origin = services.identifier.origin(visitor.client, hello.name, sender.address)
+        self._is_callout = not sender.address or sender.local.lower() in CALLOUT_SENDERS
+        self._ident = os.urandom(6).hex().upper()
+        self._asked = 0  # RCPT commands, whatever became of them
+        self._first: Decision | None = None  # the decision that set the transaction's verdict
+        self._relay: Relay | None = None  # once a recipient has passed
+        self._accepted: list[Path] = []  # the backend said 2xx
+        self._decisions: list[tuple[str, Decision]] = []  # why they were let through
+        self._owed: Reply | None = None  # the deferral that DATA has to give
+        self._deferred: Reply | None = None  # what DATA says if nothing was accepted: the last 4xx
+        self._has_slot = False  # one of MAX_CALLOUTS
+        self._has_failed = False
         self.is_trapped = False  # this client mails spam traps
-        self.slow = visitor.early  # its refusals are to go out byte by byte: trapped, blocked, or an early talker
+        # Its refusals are to go out byte by byte: it mails spam traps, is blocked, or talked too early.
+        self.slow = visitor.early and services.gate.rules.mode is not Mode.OBSERVE
 
     async def rcpt(self, address: str, parameters: Sequence[Parameter]) -> Reply:
         """Answer RCPT TO:<address>."""
-        raise NotImplementedError
+        self._asked += 1
+        if self._asked > self._services.max_recipients:
+            self._deferred = NOT_NOW
+            return TOO_MANY_RECIPIENTS
+        ident = f"{self._ident}.{self._asked}"
+        try:
+            recipient, refusal = screen(address, self._services.acceptance)
+        except AddressError as error:
+            return error.reply
+        decision, verified = await self._decide(recipient, refusal, parameters)
+        self._services.gate.record(self._origin, address, decision, ident, is_early=self._visitor.early)
+        self._take_note(decision)
+        reply = verified or await self._answer(recipient, parameters, decision, ident)
+        if reply.is_temporary:
+            self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
+        elif is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
+            self._services.harvesters.note(self._visitor.client, address)
+        return reply
+
+    async def _decide(
+        self, recipient: Path, refusal: Decision | None, parameters: Sequence[Parameter]
+    ) -> tuple[Decision, Reply | None]:
+        """Decide on a recipient; where the backend had to be asked whether it exists, its refusal comes with it."""
+        services, address = self._services, recipient.address
+        is_unknown = refusal is policy.UNKNOWN_RECIPIENT
+        if refusal is not None and not is_unknown:
+            return refusal, None
+        is_harvester = services.harvesters.has(self._visitor.client) and services.gate.rules.mode is not Mode.OBSERVE
+        if is_unknown and not is_harvester:
+            return policy.UNKNOWN_RECIPIENT, None
+        own = await services.gate.decide(self._origin, address, record=not is_unknown)
+        decision = policy.in_transaction(own, self._first)
+        if is_harvester and decision.reason in policy.HARVESTABLE:
+            # The same for who exists and who does not, or the answer would tell.
+            return policy.HARVESTING, None
+        if is_unknown:
+            return policy.UNKNOWN_RECIPIENT, None
+        if services.verify_recipient_first and self._is_to_be_verified(decision):
+            # After the decision, so that traps close, and nobody is verified who is put to the backend anyway.
+            reply = await services.verifier.refusal(
+                services.backends, self._mail.path, parameters, address, self._introduction()
+            )
+            if reply is not None:
+                return policy.UNKNOWN_RECIPIENT, reply
+        return decision, None
+
+    def _is_to_be_verified(self, decision: Decision) -> bool:
+        return decision.verdict is Verdict.DEFER and decision.reason in VERIFIED_FIRST and not self._is_callout
+
+    def _take_note(self, decision: Decision) -> None:
+        if decision.is_trapped:
+            self.is_trapped = True
+        if decision.is_trapped or (decision.verdict is Verdict.BLOCK and decision.reason not in ANSWERS):
+            self.slow = True
+
+    async def _answer(self, recipient: Path, parameters: Sequence[Parameter], decision: Decision, ident: str) -> Reply:
+        if answer := ANSWERS.get(decision.reason):
+            return answer
+        if decision.verdict is Verdict.BLOCK:
+            return own_reply(550, "5.7.1", f"Blocked by the administrator of this server ({ident})")
+        if decision.reason is Reason.HARVESTING:
+            return TOO_MANY_UNKNOWN
+        defers = decision.verdict is Verdict.DEFER
+        sets = decision.reason in policy.GREYLISTED
+        if defers and (not self._is_callout or (self._accepted and not self._owed)):
+            if sets:
+                self._first = self._first or decision
+            return self._deferral(decision, ident)
+        if defers and not self._take_slot():
+            return TOO_MANY_CALLOUTS
+        if not defers and self._owed:
+            return ONE_AT_A_TIME
+        reply = await self._put(recipient, parameters)
+        if reply.is_positive:
+            self._accepted.append(recipient)
+            self._decisions.append((recipient.address, decision))
+            if defers:
+                self._owed = self._deferral(decision, ident)
+            if sets:
+                self._first = self._first or decision
+        return reply
+
+    async def _put(self, recipient: Path, parameters: Sequence[Parameter]) -> Reply:
+        """Put a recipient to the backend."""
+        if self._has_failed:
+            return NOT_NOW
+        if self._relay is None:
+            services, mail = self._services, self._mail
+            self._relay = Relay(
+                services.backends,
+                services.log,
+                services.tasks,
+                self._ident,
+                mail.path,
+                mail.parameters,
+                self._introduction(),
+                self._promised,
+                self._flow,
+            )
+        return await self._relay.rcpt(recipient.address, parameters)
 
     async def data(self) -> Reply:
         """Answer DATA: 354 means that the message may come; 503 keeps the transaction; anything else ends it."""
-        raise NotImplementedError
+        if not self._asked:
+            return RCPT_FIRST
+        if self._has_failed:
+            return NOT_NOW
+        if self._owed or not self._accepted or self._relay is None:
+            # Where only deferred recipients are left this must be temporary, or the sender gives them up.
+            return self._owed or self._deferred or NO_RECIPIENTS
+        reply = await self._relay.data()
+        if reply.code == 354:
+            self._relay.write(self._received())
+        return reply
 
     def write(self, piece: bytes) -> None:
         """Pass a piece of the message on, dot-stuffed as it came."""
-        raise NotImplementedError
+        if self._relay is not None:
+            self._relay.write(piece)
 
     async def commit(self) -> Reply:
         """End the message at the backend and return its word. To be run as a task of its own: the client may leave."""
-        raise NotImplementedError
+        try:
+            if self._relay is None or self._has_failed:
+                return NOT_NOW
+            reply = await self._relay.finish()
+            if reply.is_positive:
+                self._services.harvesters.forgive(self._visitor.client)
+                await self._services.gate.delivered(self._origin, self._decisions)
+        finally:
+            self._give_slot()
+        return reply
 
     def fail(self) -> None:
         """Go on as with a backend that was lost: something unexpected happened, nothing here is sure any more."""
-        raise NotImplementedError
+        self._has_failed = True
+        if self._relay is not None:
+            self._relay.close()
 
     def abandon(self, outcome: str, reply: Reply | None = None) -> None:
         """End the transaction without a message; a message that is under way never gets its final dot."""
-        raise NotImplementedError
+        if self._relay is not None:
+            self._relay.abandon(outcome, reply)
+        self._give_slot()
+
+    def _received(self) -> bytes:
+        return received(
+            helo=self._hello.name,
+            esmtp=self._hello.esmtp,
+            smtputf8=any(parameter.keyword == "SMTPUTF8" for parameter in self._mail.parameters),
+            tls=self._visitor.tls,
+            client=self._visitor.client,
+            names=self._origin.known_names,
+            hostname=self._services.hostname,
+            ident=self._ident,
+            recipient=self._accepted[0].address if len(self._accepted) == 1 else None,
+            now=datetime.datetime.now(datetime.UTC),
+        )
+
+    def _introduction(self) -> Introduction:
+        visitor, hello = self._visitor, self._hello
+        return Introduction(
+            visitor.client.address,
+            visitor.port,
+            visitor.local_address,
+            visitor.local_port,
+            next(iter(self._origin.known_names), None),
+            hello.name,
+            hello.esmtp,
+        )
+
+    def _take_slot(self) -> bool:
+        if not self._has_slot and self._services.callouts < MAX_CALLOUTS:
+            self._has_slot = True
+            self._services.callouts += 1
+        return self._has_slot
+
+    def _give_slot(self) -> None:
+        if self._has_slot:
+            self._has_slot = False
+            self._services.callouts -= 1
+
+    def _deferral(self, decision: Decision, ident: str) -> Reply:
+        if decision.reason is Reason.STORE_FAILED:
+            return own_reply(451, "4.3.0", f"Temporary failure, try again later ({ident})")
+        if decision.is_trapped:
+            return own_reply(450, "4.7.1", f"Too much unwanted mail from this address, try again later ({ident})")
+        text = self._services.greylisted_reply.replace("{seconds}", str(decision.seconds_left)).replace("{id}", ident)
+        return own_reply(450, "4.7.1", text)
