@@ -5,15 +5,11 @@
 from __future__ import annotations
 
 import datetime
-import io
 import itertools
-import json
-import logging
 import re
 
 import pytest
 from greylist_proxy.client import Client, identify
-from greylist_proxy.log import Log, LogHandler
 from greylist_proxy.smtp.address import (
     AddressError,
     is_address_literal,
@@ -318,48 +314,3 @@ def test_a_helo_cannot_break_the_field(helo: str) -> None:
     assert name == helo or name == "unknown"
     assert field.count(b"\r\n") == 3
     assert all(len(line) < 998 for line in field.split(b"\r\n"))
-
-
-# -- the log --
-
-
-@settings(deadline=None)
-@given(st.dictionaries(st.text(max_size=5).map(lambda key: f"k{key}"), st.text(max_size=30)))
-@example({"k": "\r\n\x1b[31m\x7f\u202e\u2028\ud800"})
-def test_a_log_line_is_one_line_of_printable_ascii(fields: dict[str, str]) -> None:
-    stream = io.StringIO()
-    Log(stream).event("test", **fields)
-    line = stream.getvalue()
-    assert line.endswith("\n")
-    assert line[:-1].isascii()
-    assert line[:-1].isprintable()
-    found = json.loads(line)
-    assert found.pop("event") == "test"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", found.pop("time"))
-    assert found == fields
-
-
-def test_libraries_log_into_the_same_log() -> None:
-    stream = io.StringIO()
-    logger = logging.Logger("lib")
-    logger.addHandler(LogHandler(Log(stream)))
-    logger.info("not this")
-    logger.warning("hm\n%s", "x")
-    try:
-        raise ValueError("boom")
-    except ValueError:
-        logger.exception("oops")
-    first, second = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert (first["event"], first["message"]) == ("error", "lib: hm\nx")
-    assert "ValueError: boom" in second["traceback"]
-
-
-def test_a_log_that_cannot_be_written_is_no_reason_to_stop() -> None:
-    class Full(io.StringIO):
-        def write(self, text: str) -> int:
-            raise OSError(28, "No space left on device")
-
-    Log(Full()).event("test")
-    closed = io.StringIO()
-    closed.close()
-    Log(closed).event("test")
