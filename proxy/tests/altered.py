@@ -1,0 +1,59 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The real program, but for what no test can wait for: `python altered.py serve --config ...`.
+
+From the environment, because nothing of this may be a setting:
+
+    ALTERED_PATIENCE   seconds for each thing that a backend is waited for, in place of minutes
+    ALTERED_CLOCK      a file of 8 bytes, a double: seconds by which the wall clock is wrong, at each moment
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+import time
+from pathlib import Path
+
+CLOCK = struct.Struct("d")
+
+
+def wrong_clock(file: Path) -> None:
+    """Have time.time() be wrong by what the file says; the monotonic clock stays right, as it does in life."""
+    with file.open("rb") as stream:
+        offset = mmap.mmap(stream.fileno(), CLOCK.size, access=mmap.ACCESS_READ)
+    right = time.time
+    time.time = lambda: right() + CLOCK.unpack_from(offset)[0]
+
+
+def less_patience(seconds: float) -> None:
+    """Have every timer of the backend's side be this short."""
+    from greylist_proxy.smtp.backend import Timeouts
+
+    # A dataclass keeps its defaults there.
+    defaults = Timeouts.__init__.__defaults__
+    assert defaults
+    Timeouts.__init__.__defaults__ = (seconds,) * len(defaults)
+
+
+def set_clock(file: Path, offset: float) -> None:
+    """Have the clock of a program that runs jump."""
+    with file.open("r+b") as stream:
+        stream.write(CLOCK.pack(offset))
+
+
+def main() -> int:
+    """Alter, and run."""
+    if clock := os.environ.get("ALTERED_CLOCK"):
+        wrong_clock(Path(clock))
+    if patience := os.environ.get("ALTERED_PATIENCE"):
+        less_patience(float(patience))
+    from greylist_proxy.cli import main as program
+
+    return program()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
