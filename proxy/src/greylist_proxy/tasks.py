@@ -8,6 +8,7 @@ asyncio keeps only weak references to tasks, so somebody has to hold them; and a
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -24,10 +25,17 @@ class Tasks:
         self._running: set[asyncio.Task[Any]] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start a task."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._running.add(task)
-        task.add_done_callback(self._done)
+        """Start a task. Where Python can (3.12), its first step is made at once: it may be done on return."""
+        loop = asyncio.get_running_loop()
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(coroutine, loop=loop, eager_start=True)
+        else:
+            task = loop.create_task(coroutine)
+        if task.done():
+            self._done(task)
+        else:
+            self._running.add(task)
+            task.add_done_callback(self._done)
         return task
 
     def __len__(self) -> int:

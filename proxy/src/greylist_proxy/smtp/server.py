@@ -1,350 +1,483 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The side that clients talk to: aiosmtpd's protocol class, with a command loop and timers of our own.
+"""The side that clients talk to: a session, which is a thin edge around the protocol core.
 
-aiosmtpd brings the transport, the reader and writer, and the life of a connection. Its command loop and
-commands are replaced, because of what aiosmtpd 1.4.6 does (each has a test):
+    transport  <- bytes ->  Session  <- events, replies ->  ServerProtocol
+                               |  Mail, Rcpt, Data, Chunk, End
+                           Transaction
 
-    an exception in a handler is a permanent 500 that shows internals    here: 451 4.3.0, and the log
-    its timer runs on while the backend works, and kills the session     here: a timer only while we wait
-                                                                         for the client
-    a half-close after the final dot cancels the message                 here: EOF is read in its turn, and
-                                                                         the commit is shielded
-    a bare LF ends a command, addresses are guessed, UTF-8 ones taken    here: CRLF only, a strict grammar
-    `command_size_limits` belongs to the class, and grows                here: one limit, not used at all
-    VRFY and unknown commands are echoed, AUTH is there                  here: fixed words, no AUTH
+What the client's bytes mean is done in the call that brings them. Only what has to wait (a decision, the backend) is a
+task, and its end goes on with the input. Replies gather in the core, and go out as one write when nothing more can be
+done now.
 
-Each command is a method that returns its reply; `_converse` is the one place where replies are sent.
+What aiosmtpd 1.4.6 does by itself, and what is here instead (each has a test):
+
+    an exception in a handler is a permanent 500 that shows internals    451 4.3.0, and the log
+    its timer runs on while the backend works, and kills the session     a deadline only while we wait for the client
+    a half-close after the final dot cancels the message                 the commit ends, and its reply goes out
+    nothing before the banner                                            greet_delay: who talks first is marked
+    the PROXY protocol from anybody                                      from listed networks, and there always
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import ClassVar
+import ssl
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, ClassVar
 
-from aiosmtpd.smtp import SMTP
+from greylist_proxy.policy import Mode
+from greylist_proxy.smtp.edge import BACKEND, CLIENT, HELD, OWED, UPGRADE, Edge
+from greylist_proxy.smtp.events import (
+    Bye,
+    Chunk,
+    Data,
+    End,
+    Foreign,
+    Hello,
+    Mail,
+    Rcpt,
+    Refused,
+    Reset,
+    Spoiled,
+    StartTls,
+)
+from greylist_proxy.smtp.protocol import ServerProtocol
+from greylist_proxy.smtp.replies import Reply, own_reply
+from greylist_proxy.smtp.settings import SessionSettings
+from greylist_proxy.smtp.tarpit import Wait
+from greylist_proxy.smtp.timers import Pace, Watch
+from greylist_proxy.smtp.tls import spoken, upgrade
+from greylist_proxy.smtp.transaction import Services, Transaction
 
-from greylist_proxy.client import Client, identify
-from greylist_proxy.smtp.address import AddressError, check_mail_parameters, parse_sender, split
-from greylist_proxy.smtp.body import Body
-from greylist_proxy.smtp.replies import NO_PARAMETER, Reply, own_reply
-from greylist_proxy.smtp.transaction import Hello, Services, Transaction
+__all__ = ["Session", "SessionSettings"]
 
-# RFC 5321 section 4.5.3.1.4 gives a command 512 octets and more for each extension; a path of ours may be longer.
-MAX_COMMAND = 2048
-MAX_ERRORS = 10  # lines that are no commands, before the client is told to leave (aiosmtpd: 5, Postfix: 20)
-READ_SIZE = 1 << 16
-COMMAND_PATIENCE = 300.0  # seconds, RFC 5321 section 4.5.3.2.7
-CLOSE_PATIENCE = 10.0  # seconds for our last words to be read
-DATA_PATIENCE = 180.0  # seconds without a byte of the message, section 4.5.3.2.5
+TURN = 100  # events of one session before the others have their turn
+MOST_BUFFERED = 1 << 16  # octets that a client may send while a reply is owed; then we stop reading
 
-OK = own_reply(250, "2.0.0", "OK")
-NO_ARGUMENTS = own_reply(501, "5.5.4", "This command has no arguments")
-NOT_IMPLEMENTED = own_reply(502, "5.5.1", "Command not implemented")
-UNKNOWN = own_reply(500, "5.5.2", "Command not recognized")
-LINE_TOO_LONG = own_reply(500, "5.5.2", "Line too long")
-BAD_LINE_END = own_reply(500, "5.5.2", "Lines must end in CRLF")
-SEND_DATA = Reply(354, (b"End data with <CR><LF>.<CR><LF>",))
+SENDER_OK = own_reply(250, "2.1.0", "Sender OK")
+START_TLS = own_reply(220, "2.0.0", "Ready to start TLS")
+NO_TLS = own_reply(454, "4.7.0", "TLS is not available now")
 INTERNAL = own_reply(451, "4.3.0", "Internal error, try again later")
-TOO_MANY_ERRORS = own_reply(421, "4.7.0", "Too many errors, goodbye")
+INTERNAL_END = own_reply(421, "4.3.0", "Internal error, try again later")
 TIMED_OUT = own_reply(421, "4.4.2", "Waited too long, goodbye")
 STOPPING = own_reply(421, "4.3.2", "Service is shutting down, try again later")
+UNNAMED = own_reply(450, "4.7.1", "The proxy before this server did not say who sends")
 
 
-class _GoneError(Exception):
-    """The client is gone; there is nobody to answer."""
+class Session(Edge):
+    """One connection's conversation. It is also the Flow of its transactions: `pause` and `resume` its client."""
 
+    __slots__ = (
+        "_awaited",
+        "_committing",
+        "_core",
+        "_greeted",
+        "_pace",
+        "_pumping",
+        "_scheduled",
+        "_slow",
+        "_stopping",
+        "_task",
+        "_transaction",
+        "_wait",
+        "_waited",
+    )
 
-class _ByeError(Exception):
-    """The session ends with this reply."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(str(reply))
-        self.reply = reply
-
-
-class Session(SMTP):
-    """One connection."""
-
-    # What aiosmtpd gives its StreamReader: reading stops at twice this much.
-    line_length_limit = READ_SIZE
-
-    def __init__(self, services: Services, sessions: set[Session], patience: tuple[float, float]) -> None:
-        super().__init__(None, hostname=services.hostname, loop=asyncio.get_running_loop())
-        self._services = services
-        self._sessions = sessions
-        self._command_patience, self._data_patience = patience
-        self._client: Client | None = None
-        self._hello: Hello | None = None
+    def __init__(self, services: Services, watch: Watch) -> None:
+        super().__init__(services, watch)
+        self._core = ServerProtocol(services.offers, services.limits)
+        self._greeted = False
         self._transaction: Transaction | None = None
-        self._input = bytearray()
-        self._errors = 0
-        self._idle = False  # waiting for a command, outside a transaction
+        self._task: asyncio.Task[Any] | None = None  # what a reply is waited for from
+        self._committing = False  # it is the end of a message, which is never cut short
+        self._pace: Pace | None = None  # of the message that comes in
+        self._wait: Wait | None = None  # in the tarpit
+        self._waited = 0.0  # seconds in the tarpit, the whole session
+        self._slow = False  # replies to this client trickle
+        self._awaited = False  # the deadline is that of the command that is awaited
+        self._pumping = False
+        self._scheduled = False  # another turn is to come
         self._stopping = False
-        self._leaving = False  # after QUIT
-        self._is_trapped = False  # this client mails spam traps
-        self._waited = 0.0  # seconds in the tarpit
 
-    # -- the life of a connection --
+    # -- the banner --
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take part in the set of sessions, so that a stop can reach us."""
-        super().connection_made(transport)
-        self._sessions.add(self)
+    def _arrived(self) -> None:
+        # A load balancer's health check comes often, and brings no mail.
+        delay = 0.0 if self._is_unnamed else self._services.settings.greet_delay
+        self.deadline = self._until
+        if not delay or not self._hold(self._services.tarpit.hold(delay, 0.0, self._greet)):
+            self._greet()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        """Leave the set; aiosmtpd cancels the conversation."""
-        self._sessions.discard(self)
-        super().connection_lost(error)
+    def _greet(self) -> None:
+        self._released()
+        self._greeted = True
+        self._core.say(Reply(220, (f"{self._services.hostname} ESMTP greylist-proxy".encode("ascii"),)))
+        self._go_on()
 
-    def eof_received(self) -> bool | None:
-        """Let what came before the EOF be answered: aiosmtpd would cancel even a message being committed."""
-        return asyncio.StreamReaderProtocol.eof_received(self)
+    # -- input --
 
-    def _timeout_cb(self) -> None:
-        # aiosmtpd's timer does not know whether the client or we are waited for, so it counts only after _close.
-        if self._writer.is_closing():
-            self._writer.transport.abort()
+    def _take(self, data: bytes) -> None:
+        self._core.receive(data)
+        if not self._greeted:
+            self._talked_early()
+            return
+        if self._pace is not None:
+            self._pace.take(len(data))
+        if self._core.buffered > MOST_BUFFERED and (self._core.owes or self._pause):
+            self._hold_back(OWED)
+        self._go_on()
 
-    def _close(self) -> None:
-        # Closing waits until everything is sent, for ever where the client does not read.
-        self._writer.close()
+    def _talked_early(self) -> None:
+        if not self._early:
+            self._early = True
+            self._slow = self._services.gate.rules.mode is not Mode.OBSERVE
+            self._services.log.event("early-talker", client=self.host)
+        self._hold_back(HELD)
+
+    def _go_on(self) -> None:
+        """Do what the input says, as far as it goes now, and send the replies."""
+        if self._pumping or self._closing:
+            return
+        self._pumping = True
+        self._scheduled = False
+        happened = False
+        try:
+            happened = self._turn()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
+            self._failed(error)
+        finally:
+            self._pumping = False
+        if not self._closing:
+            happened = self._flush() or happened
+            self._settle(happened)
+
+    def _turn(self) -> bool:
+        core = self._core
+        events = 0
+        while not (self._pause & ~OWED or self._task or self._closing):
+            core.hold_refusals = self._slow or self._services.tarpit.seconds > 0
+            event = core.next_event()
+            if event is None:
+                break
+            self._DO[type(event)](self, event)
+            events += 1
+            if events >= TURN:
+                # Who sends many commands at once must not keep the others waiting.
+                self._scheduled = True
+                asyncio.get_running_loop().call_soon(self._go_on)
+                break
+        if not core.owes:
+            self._release(OWED)
+        return events > 0
+
+    def _flush(self) -> bool:
+        output = self._core.take_output()
+        if output:
+            self._write(output)
+        return bool(output)
+
+    def _settle(self, happened: bool) -> None:
+        """Nothing more can be done now: find out what for we wait, and how long."""
+        if self._eof and not self._is_busy():
+            self._gone()
+            self._close()
+            return
+        if self._core.closed and not self._is_busy():
+            self._gone()
+            self._close()  # a 421 was the reply
+            return
+        if self._stopping and self._is_idle():
+            self._leave(STOPPING, "stopped")
+            return
+        if self._pause & CLIENT:
+            return  # pause_writing has set it
+        settings = self._services.settings
+        awaited = False
+        if self._task or self._wait or self._scheduled or self._pause & (UPGRADE | BACKEND):
+            self.deadline = self._until
+        elif self._pace is not None:
+            now = self._now()
+            self.deadline = min(self._until, self._pace.deadline(now, settings.data_timeout, settings.min_data_rate))
+        else:
+            awaited = True
+            # A piece of a line does not begin it anew.
+            if happened or not self._awaited:
+                self.deadline = min(self._until, self._now() + settings.command_timeout)
+        self._awaited = awaited
+
+    # -- events --
+
+    def _on_mail(self, event: Mail) -> None:
+        if self._is_unnamed:
+            self._reply(UNNAMED)
+            return
+        core, transport = self._core, self.transport
+        if core.hello is None or transport is None:
+            raise RuntimeError("MAIL without EHLO, or without a connection")
+        visitor = self._met(transport)
+        self._transaction = Transaction(self._services, visitor, core.hello, event, self, core.offered)
+        core.reply(SENDER_OK)
+
+    def _on_rcpt(self, event: Rcpt) -> None:
+        self._ask(self._open().rcpt(event.address, event.parameters), self._reply)
+
+    def _on_data(self, event: Data) -> None:
+        self._ask(self._open().data(), self._answer_data)
+
+    def _answer_data(self, reply: Reply) -> None:
+        if reply.code == 354:
+            self._pace = Pace(self._now())
+        elif reply.code != 503:  # else RCPT may still come
+            self._end_transaction("refused")
+        self._reply(reply)
+
+    def _on_chunk(self, event: Chunk) -> None:
+        if self._transaction is not None:
+            self._transaction.write(event.data)
+
+    def _on_spoiled(self, event: Spoiled) -> None:
+        # The client gets its answer when it has sent everything; the backend need not wait.
+        self._end_transaction("refused-here", event.reply)
+
+    def _on_end(self, event: End) -> None:
+        self._pace = None
+        if event.refusal is not None:
+            self._end_transaction("refused-here", event.refusal)
+            self._reply(event.refusal)
+            return
+        transaction = self._open()
+        self._transaction = None
+        if event.normalised:
+            self._services.log.event("normalised", client=self.host, count=event.normalised)
+        self._committing = True
+        # From here on the client may leave: the message is finished all the same.
+        self._ask(transaction.commit(), self._answer_end)
+
+    def _answer_end(self, reply: Reply) -> None:
+        self._committing = False
+        self._reply(reply)
+
+    def _on_reset(self, event: Reset) -> None:
+        self._end_transaction("reset")
+
+    def _on_refused(self, event: Refused) -> None:
+        self._reply(event.reply)
+
+    def _on_foreign(self, event: Foreign) -> None:
+        self._services.log.event("foreign", client=self.host, protocol=event.kind)
+        self._core.take_output()
+        self._end_transaction("reset")
+        self._close()
+
+    def _on_bye(self, event: Bye) -> None:
+        self._end_transaction("reset")
+        self._flush()
+        self._close()
+
+    def _on_hello(self, event: Hello) -> None:
+        """Nothing is owed, and the transaction before it was reset."""
+
+    def _on_start_tls(self, event: StartTls) -> None:
+        context = self._services.tls.context
+        if context is None:
+            self._core.reply(NO_TLS)  # offered before a reload
+            return
+        self._core.reply(START_TLS)
+        self._flush()
+        self._end_transaction("reset")
+        # Before the handshake: what comes after it may be here before we hear of its end.
+        injected = self._core.restart_after_tls()
+        if injected:
+            self._services.log.event("tls", client=self.host, state="plaintext-discarded", bytes=injected)
+        self._hold_back(UPGRADE)
         if self.transport is not None:
-            self._reset_timeout(min(CLOSE_PATIENCE, self._command_patience))
+            task = self._services.tasks.spawn(self._upgrade(self.transport, context))
+            self._task = None if task.done() else task
+
+    async def _upgrade(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
+        try:
+            upgraded = await upgrade(transport, self, context, self._services.settings.handshake_timeout)
+        except Exception as error:  # noqa: BLE001 - what a hostile handshake raises is not a list to rely on
+            self._task = None
+            self._services.log.event("tls", client=self.host, state="failed", error=str(error) or type(error).__name__)
+            self.abort()
+            # Whether the transport tells us depends on how far the handshake was.
+            self.connection_lost(None)
+            return
+        self._task = None
+        self.transport = upgraded
+        self._tls = spoken(upgraded)
+        self._visitor = None
+        self._reading = True
+        self._release(UPGRADE)
+        self._go_on()
+
+    _DO: ClassVar[dict[type, Callable[[Session, Any], None]]] = {
+        Hello: _on_hello,
+        Mail: _on_mail,
+        Rcpt: _on_rcpt,
+        Data: _on_data,
+        Chunk: _on_chunk,
+        Spoiled: _on_spoiled,
+        End: _on_end,
+        Reset: _on_reset,
+        Refused: _on_refused,
+        StartTls: _on_start_tls,
+        Foreign: _on_foreign,
+        Bye: _on_bye,
+    }
+
+    def _open(self) -> Transaction:
+        if self._transaction is None:
+            raise RuntimeError("the core tells of a transaction that there is not")
+        return self._transaction
+
+    # -- what has to be waited for --
+
+    def _ask(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
+        task = self._services.tasks.spawn(self._careful(coroutine))
+        if task.done():
+            self._answered(then, task)
+        else:
+            self._task = task
+            task.add_done_callback(partial(self._answered, then))
+
+    async def _careful(self, coroutine: Coroutine[Any, Any, Reply]) -> Reply:
+        try:
+            return await coroutine
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
+            self._log_failure(error)
+            return INTERNAL
+
+    def _answered(self, then: Callable[[Reply], None], task: asyncio.Task[Reply]) -> None:
+        self._task = None
+        if self._closing or task.cancelled():
+            self._committing = False
+            self._end_transaction("client-gone")
+            return
+        transaction = self._transaction
+        if transaction is not None and (transaction.slow or transaction.is_trapped):
+            self._slow = True
+        then(task.result())
+        self._go_on()
+
+    # -- replies --
+
+    def _reply(self, reply: Reply) -> None:
+        """Give the reply that is owed: at once, or from the tarpit if it is a refusal."""
+        tarpit = self._services.tarpit
+        if self._slow and reply.code >= 400 and tarpit.trickle > 0:
+            self._flush()
+            self._core.reply(reply)
+            wire = self._core.take_output()
+            if not self._hold(tarpit.drip(wire, self._waited, self._write, self._served)):
+                self._write(wire)
+        elif reply.code < 500 or not self._hold(tarpit.hold(tarpit.seconds, self._waited, partial(self._serve, reply))):
+            self._core.reply(reply)
+
+    def _hold(self, wait: Wait | None) -> bool:
+        if wait is None:
+            return False
+        self._wait = wait
+        self._waited += wait.seconds
+        if self._greeted:  # before the banner we want to see who talks
+            self._hold_back(HELD)
+        return True
+
+    def _released(self) -> None:
+        self._wait = None
+        self._release(HELD)
+
+    def _serve(self, reply: Reply) -> None:
+        self._core.reply(reply)
+        self._served()
+
+    def _served(self) -> None:
+        self._released()
+        self._go_on()
+
+    # -- flow control: what the relay calls --
+
+    def pause(self) -> None:
+        """The backend does not keep up."""
+        self._hold_back(BACKEND)
+        if self._pace is not None:
+            self._pace.pause(self._now())
+
+    def resume(self) -> None:
+        """The backend takes more."""
+        if self._pause & BACKEND:
+            if self._pace is not None:
+                self._pace.resume(self._now())
+            self._release(BACKEND)
+            self._go_on()
+
+    # -- the end --
+
+    def _is_busy(self) -> bool:
+        return bool(self._task or self._wait or self._scheduled or self._pause or self._core.owes)
+
+    def _is_idle(self) -> bool:
+        return not (self._core.in_transaction or self._is_busy())
 
     def stop(self) -> None:
         """End the session politely: now if it is idle, else after its transaction."""
         self._stopping = True
-        if self._idle:
-            self._idle = False
-            self._writer.write(STOPPING.wire())
+        if not self._closing and not self._pumping and (not self._greeted or self._is_idle()):
+            self._leave(STOPPING, "stopped")
+
+    def overdue(self, now: float) -> None:
+        """End the session: the client, or all of it, took too long."""
+        if self._committing and not self._closing:
+            return  # for now: see the next sweep
+        if self._closing or self._pause & (CLIENT | UPGRADE):
+            self.abort()
+        elif self._header is not None:
+            self._refuse_header("none came")
+        elif self._greeted and self._wait is not None:
+            self._gone()  # a reply may be out in part
             self._close()
+        else:
+            self._leave(TIMED_OUT, "timed-out")
 
-    def abort(self) -> None:
-        """End the session at once."""
-        if self.transport is not None:
-            self._writer.transport.abort()
+    def _leave(self, reply: Reply, outcome: str) -> None:
+        self._gone(outcome)
+        self._core.say(reply)
+        self._flush()
+        self._close()
 
-    async def _handle_client(self) -> None:
-        try:
-            await self._converse()
-        except _GoneError:
-            pass
-        finally:
-            self._end_transaction("client-gone")
-            self._close()
-
-    async def _converse(self) -> None:
-        peer = self._writer.get_extra_info("peername")
-        if not peer:
-            raise _GoneError
-        self._client = identify(peer[0], self._services.ipv4_prefix, self._services.ipv6_prefix)
-        await self._send(Reply(220, (f"{self._services.hostname} ESMTP greylist-proxy".encode("ascii"),)))
-        while not self._leaving:
-            try:
-                line = await self._read_line()
-                if self._stopping and self._transaction is None:
-                    raise _ByeError(STOPPING)
-                reply = await self._execute(line) if isinstance(line, bytes) else line
-                if reply.code == 500:
-                    self._errors += 1
-                    if self._errors >= MAX_ERRORS:
-                        raise _ByeError(TOO_MANY_ERRORS)
-            except _ByeError as bye:
-                self._leaving = True
-                reply = bye.reply
-            except _GoneError:
-                raise
-            except Exception as error:
-                self._services.log.exception("an SMTP command failed", error, client=str(self._client.address))
-                if self._transaction is not None:
-                    self._transaction.fail()
-                reply = INTERNAL
-            if self._is_trapped and not reply.is_positive:
-                self._waited += await self._services.tarpit.hold(self._waited)
-            await self._send(reply)
-
-    # -- bytes and lines --
-
-    async def _send(self, reply: Reply) -> None:
-        self._writer.write(reply.wire())
-        try:
-            async with asyncio.timeout(self._command_patience):
-                await self._writer.drain()
-        except OSError:
-            # The connection is lost, or (TimeoutError) it does not read what it is told.
-            raise _GoneError from None
-
-    async def _fill(self, patience: float) -> None:
-        try:
-            async with asyncio.timeout(patience):
-                data = await self._reader.read(READ_SIZE)
-        except TimeoutError:
-            raise _ByeError(TIMED_OUT) from None
-        except OSError:
-            raise _GoneError from None
-        if not data:
-            raise _GoneError
-        self._input += data
-
-    async def _read_line(self) -> bytes | Reply:
-        """Return the next line without its CRLF, or the reply that it has earned."""
-        too_long = False
-        while (end := self._input.find(b"\n")) < 0:
-            if len(self._input) > MAX_COMMAND:
-                too_long = True
-                self._input.clear()
-            self._idle = self._transaction is None
-            await self._fill(self._command_patience)
-            self._idle = False
-        line = bytes(self._input[: end + 1])
-        del self._input[: end + 1]
-        if self._input:
-            # Who sends many commands at once must not keep the others waiting.
-            await asyncio.sleep(0)
-        if too_long or len(line) > MAX_COMMAND:
-            return LINE_TOO_LONG
-        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
-            return BAD_LINE_END
-        return line[:-2]
-
-    # -- commands --
-
-    async def _execute(self, line: bytes) -> Reply:
-        verb, _ignored, argument = line.partition(b" ")
-        command = self._COMMANDS.get(verb.upper())
-        return await command(self, argument.strip(b" \t")) if command else UNKNOWN
-
-    async def _helo(self, argument: bytes) -> Reply:
-        return self._greet(argument, esmtp=False)
-
-    async def _ehlo(self, argument: bytes) -> Reply:
-        return self._greet(argument, esmtp=True)
-
-    def _greet(self, argument: bytes, *, esmtp: bool) -> Reply:
-        if not argument:
-            return own_reply(501, "5.5.4", "Expected a domain or an address literal")
-        self._end_transaction("reset")
-        self._hello = Hello(argument.decode("ascii", "replace"), esmtp)
-        lines = [self._services.hostname]
-        if esmtp:
-            # Only what is passed on whole. PIPELINING works, but is not promised yet; ENHANCEDSTATUSCODES can't
-            # be, while the backend's replies may have none.
-            lines += [f"SIZE {self._services.max_message_size}", "8BITMIME"]
-        return Reply(250, tuple(line.encode("ascii") for line in lines))
-
-    async def _mail(self, argument: bytes) -> Reply:
-        if self._hello is None or self._client is None:
-            return own_reply(503, "5.5.1", "EHLO or HELO first")
-        if self._transaction is not None:
-            return own_reply(503, "5.5.1", "A transaction is under way")
-        try:
-            address, parameters = split(argument, b"FROM:")
-            sender = parse_sender(address)
-        except AddressError as error:
-            return error.reply
-        refusal = check_mail_parameters(parameters, self._services.max_message_size)
-        if refusal is None:
-            self._transaction = Transaction(self._services, self._client, self._hello, sender, parameters)
-        return refusal or own_reply(250, "2.1.0", "Sender OK")
-
-    async def _rcpt(self, argument: bytes) -> Reply:
-        if self._transaction is None:
-            return own_reply(503, "5.5.1", "MAIL first")
-        try:
-            address, parameters = split(argument, b"TO:")
-        except AddressError as error:
-            return error.reply
-        if parameters:
-            return NO_PARAMETER
-        transaction = self._transaction
-        reply = await transaction.rcpt(address)
-        self._is_trapped = self._is_trapped or transaction.is_trapped
-        return reply
-
-    async def _data(self, argument: bytes) -> Reply:
-        if argument:
-            return NO_ARGUMENTS
-        if self._transaction is None:
-            return own_reply(503, "5.5.1", "MAIL first")
-        transaction = self._transaction
-        try:
-            reply = await transaction.data()
-            if reply.code == 354:
-                return await self._take_message(transaction)
-            if reply.code != 503:  # else RCPT may still come
-                self._end_transaction("refused")
-            return reply
-        except (_GoneError, _ByeError):
-            raise
-        except Exception as error:
-            # What is left of the message must not be read as commands.
-            self._services.log.exception("taking a message failed", error)
-            raise _ByeError(own_reply(421, "4.3.0", "Internal error, try again later")) from error
-
-    async def _take_message(self, transaction: Transaction) -> Reply:
-        await self._send(SEND_DATA)
-        body = Body(self._services.max_message_size)
-        while not body.ended:
-            if not self._input:
-                await self._fill(self._data_patience)
-            data, self._input = bytes(self._input), bytearray()
-            piece = body.feed(data)
-            if body.refusal is not None:
-                # The client gets its answer when it has sent everything; the backend need not wait.
-                self._end_transaction("refused-here", body.refusal)
-            elif piece:
-                await transaction.write(piece)
-        self._input = bytearray(body.rest)
-        if body.refusal is not None:
-            return body.refusal
-        # From here on the client may leave, and this task be cancelled: the message is finished all the same.
-        self._transaction = None
-        return await asyncio.shield(self._services.tasks.spawn(transaction.commit()))
-
-    async def _rset(self, argument: bytes) -> Reply:
-        if argument:
-            return NO_ARGUMENTS
-        self._end_transaction("reset")
-        return OK
-
-    async def _noop(self, argument: bytes) -> Reply:
-        return OK
-
-    async def _quit(self, argument: bytes) -> Reply:
-        if argument:
-            return NO_ARGUMENTS
-        self._end_transaction("quit")
-        self._leaving = True
-        return own_reply(221, "2.0.0", "Goodbye")
-
-    async def _vrfy(self, argument: bytes) -> Reply:
-        return own_reply(252, "2.5.0", "Cannot verify, try RCPT")
-
-    async def _help(self, argument: bytes) -> Reply:
-        return own_reply(214, "2.0.0", "See RFC 5321")
-
-    async def _not_implemented(self, argument: bytes) -> Reply:
-        return NOT_IMPLEMENTED
-
-    _COMMANDS: ClassVar[dict[bytes, Callable[[Session, bytes], Awaitable[Reply]]]] = {
-        b"HELO": _helo,
-        b"EHLO": _ehlo,
-        b"MAIL": _mail,
-        b"RCPT": _rcpt,
-        b"DATA": _data,
-        b"RSET": _rset,
-        b"NOOP": _noop,
-        b"QUIT": _quit,
-        b"VRFY": _vrfy,
-        b"HELP": _help,
-        b"EXPN": _not_implemented,
-        b"AUTH": _not_implemented,
-        b"STARTTLS": _not_implemented,
-    }
+    def _gone(self, outcome: str = "client-gone") -> None:
+        wait, self._wait = self._wait, None
+        if wait is not None:
+            wait.cancel()
+        if self._task is None:
+            self._end_transaction(outcome)
+        elif not self._committing:
+            self._task.cancel()  # its end is the transaction's
 
     def _end_transaction(self, outcome: str, reply: Reply | None = None) -> None:
+        self._pace = None
         transaction, self._transaction = self._transaction, None
         if transaction is not None:
             transaction.abandon(outcome, reply)
+
+    def _log_failure(self, error: Exception) -> None:
+        self._services.log.exception("an SMTP command failed", error, client=self.host)
+        if self._transaction is not None:
+            self._transaction.fail()
+
+    def _failed(self, error: Exception) -> None:
+        try:
+            self._log_failure(error)
+            if self._core.owes and not self._wait:
+                self._core.reply(INTERNAL)
+                self._flush()
+            else:
+                # What is left of a message must not be read as commands.
+                self._leave(INTERNAL_END, "failed")
+        except Exception as second:
+            # The connection is the least that can be let go.
+            self._services.log.exception("a session could not be ended", second)
+            self.abort()

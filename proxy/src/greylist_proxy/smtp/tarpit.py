@@ -75,9 +75,7 @@ class Tarpit:
         seconds = self._grant(seconds, waited)
         return Wait(self, seconds, done) if seconds else None
 
-    def drip(
-        self, wire: bytes, waited: float, write: Callable[[bytes], None], done: Callable[[], None]
-    ) -> Wait | None:
+    def drip(self, wire: bytes, waited: float, write: Callable[[bytes], None], done: Callable[[], None]) -> Wait | None:
         """Write a reply octet by octet, then call `done`; None, and nothing is written, if it is not to be slow."""
         seconds = self._grant(self.trickle, waited)
         return Wait(self, seconds, done, wire, write) if seconds else None
