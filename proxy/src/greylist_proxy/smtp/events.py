@@ -42,12 +42,12 @@ class Offers:
 class Limits:
     """How much a client may ask of us; octets and counts."""
 
-    max_errors: int = 10  # commands that the core refuses, in a session (aiosmtpd: 5, Postfix: 20)
+    max_errors: int = 10  # commands that make no sense, between two messages (aiosmtpd: 5, Postfix: 20)
     max_idle_commands: int = 100  # commands that bring no mail, between two messages
+    max_rcpt_commands: int = 10_000  # in a transaction, refused ones too
     bare_line_ends: BareLineEnds = "normalise"
     max_header_size: int = 1 << 20
-    max_hops: int = 50  # Received fields, as Postfix counts them (RFC 5321 section 6.3: at least 100 is meant for MX
-    # hosts that never loop through themselves; a setting)
+    max_hops: int = 50  # Received fields, as in Postfix
 
 
 @dataclass(frozen=True, slots=True)
