@@ -1,21 +1,24 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One connection to the mail server behind: a small SMTP client that changes nothing.
+"""One connection to a mail server behind: a small SMTP client that changes nothing.
 
-Mail libraries rewrite what they send (line ends, dots, parameters), so this is our own: commands out, one reply
-in, bytes through. Each command must find the input empty: a backend that talks out of turn would have its
+Mail libraries rewrite what they send (line ends, dots, parameters), so this is our own: commands out, replies in,
+bytes through. Commands are sent only while the input is empty: a backend that talks out of turn would have its
 words taken for the answer to the next command, and a message be confirmed that nobody took.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from greylist_proxy.config_values import Endpoint
+from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.replies import (
+    BACKEND_TROUBLE,
     MAX_REPLY_LINE,
     MAX_REPLY_LINES,
     Reply,
@@ -25,19 +28,26 @@ from greylist_proxy.smtp.replies import (
 )
 
 MAX_INPUT = MAX_REPLY_LINE * MAX_REPLY_LINES
+# What may wait here for a backend that reads slowly: with what the client's side holds, far below 256 KiB a message.
+HIGH_WATER = 64 << 10
+LOW_WATER = 16 << 10
+PATIENCE = 2  # how often a reply that comes in pieces may use up the time it has
+
 UNREACHABLE = own_reply(451, "4.4.1", "The mail server does not answer, try again later")
 GONE = own_reply(451, "4.4.2", "The connection to the mail server was lost, try again later")
 TROUBLE = own_reply(451, "4.3.5", "The mail server is not ready for this mail, try again later")
+BUSY = own_reply(451, "4.3.2", "The mail server has too much to do, try again later")
 
 
 @dataclass(frozen=True)
 class Timeouts:
     """Seconds to wait for the backend: RFC 5321 section 4.5.3.2, but for the opening.
 
-    The client waits 5 minutes for the answer to its RCPT, and all hosts together must fit into that: connecting,
-    greeting and EHLO share `opening`, in equal parts among the hosts.
+    The client waits 5 minutes for the answer to its RCPT, and all hosts together must fit into that: waiting for a free
+    connection has `slot`, and connecting, greeting and EHLO share `opening`, in equal parts among the hosts.
     """
 
+    slot: float = 30
     connect: float = 30
     opening: float = 240
     command: float = 300
@@ -47,6 +57,16 @@ class Timeouts:
     quit: float = 5
 
 
+class Flow(Protocol):
+    """The client's side of a message: it can be told to stop sending for a while. Both may be called twice."""
+
+    def pause(self) -> None:
+        """Read no more."""
+
+    def resume(self) -> None:
+        """Read again."""
+
+
 class BackendError(Exception):
     """The backend failed: `reply` is what the client is told, the text is for the operator."""
 
@@ -54,85 +74,186 @@ class BackendError(Exception):
         super().__init__(text)
         self.reply = reply
 
+    @property
+    def is_trouble(self) -> bool:
+        """Tell whether it is there, but does not get along with us: somebody has to look after it."""
+        return self.reply is TROUBLE
+
+
+def for_client(answer: Reply) -> Reply:
+    """Return the backend's own reply, or TROUBLE where it is none that a client could use.
+
+    That is what says that backend and proxy don't get along, and what is out of place: 1xx and 3xx.
+    """
+    if answer.code in BACKEND_TROUBLE or not (answer.is_positive or answer.code >= 400):
+        return TROUBLE
+    return answer
+
 
 class Connection(asyncio.Protocol):
-    """A connection that has been greeted; `extensions` are the EHLO keywords in upper case."""
+    """A connection to `endpoint`, and what it has been through.
+
+    `reused` is set by the pool once it has served a transaction; `spoiled` once a reply was a 5xx or a 421, or none
+    came: such a connection is not used again.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.extensions: frozenset[str] = frozenset()
+        self.capabilities = Capabilities()
+        self.xclient: tuple[str, ...] = ()  # the attributes that it offered before the first XCLIENT
+        self.reused = False
+        self.spoiled = False
+        self.transactions = 0
+        self.idle_since: float | None = None  # the loop's time; None while in use
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._input = bytearray()
-        self._lost: str = ""
-        self._news = asyncio.Event()  # set whenever something below changes
+        self._lost = ""
+        self._waiter: asyncio.Future[None] | None = None
         self._paused = False
+        self._flow: Flow | None = None
+        self._block = 0.0
+        self._stuck: asyncio.TimerHandle | None = None
+        self._queued = 0
 
     # -- asyncio's side --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
 
     def data_received(self, data: bytes) -> None:
         """Keep what came, up to the largest reply."""
         self._input += data
         if len(self._input) > MAX_INPUT:
-            self._lost = "it sent more than any reply has"
-            self.abort()
-        self._news.set()
+            self._fail("it sent more than any reply has")
+        elif self.idle_since is not None:
+            self._fail("it talks while nobody asks")
+        else:
+            self._news()
+
+    def eof_received(self) -> None:
+        """Leave at once: who says no more can't answer, and must not be sent what still waits here."""
+        self._fail("it closed the connection")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note why; who waits is woken."""
-        self._lost = self._lost or (f"connection lost: {exc}" if exc else "it closed the connection")
-        self._news.set()
+        self._fail(f"connection lost: {exc}" if exc else "it closed the connection")
 
     def pause_writing(self) -> None:
-        """The backend reads more slowly than the client sends."""
+        """The backend reads more slowly than the client sends: the client has to wait."""
         self._paused = True
+        if self._flow is not None and self._transport is not None:
+            self._flow.pause()
+            self._queued = self._transport.get_write_buffer_size()
+            self._stuck = self._loop.call_later(self._block, self._still_stuck)
 
     def resume_writing(self) -> None:
         """The backend has caught up."""
         self._paused = False
-        self._news.set()
+        self._news()
 
     # -- ours --
 
-    async def reply(self, seconds: float) -> Reply:
-        """Wait for a whole reply. BackendError: none came, or what came is none."""
-        while True:
-            try:
-                reply = take_reply(self._input)
-            except ReplyError as error:
-                raise BackendError(TROUBLE, str(error)) from error
-            if reply is not None:
-                return reply
-            await self._wait(seconds, "a reply")
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether nothing more can be sent."""
+        return bool(self._lost)
 
-    async def command(self, line: bytes, seconds: float) -> Reply:
-        """Send a command line (without CRLF) and wait for its reply."""
-        self._expect_silence()
-        await self.write(line + b"\r\n", seconds)
-        return await self.reply(seconds)
-
-    async def write(self, data: bytes, seconds: float) -> None:
-        """Send bytes; returns once the backend has taken most of what is under way."""
-        if self._lost or self._transport is None:
-            raise BackendError(GONE, self._lost)
-        self._transport.write(data)
-        while self._paused:
-            await self._wait(seconds, "it to take data")
-
-    async def end_data(self, seconds: float) -> None:
-        """Send the final dot: from here on the message may be the backend's."""
-        self._expect_silence()
-        await self.write(b".\r\n", seconds)
+    def loss(self) -> BackendError:
+        """Return the error of a connection that is lost."""
+        return BackendError(GONE, self._lost)
 
     def has_spoken(self) -> bool:
         """Tell whether something came that nobody has asked for yet."""
         return bool(self._input)
 
+    async def reply(self, seconds: float) -> Reply:
+        """Wait for a whole reply. BackendError: none came, or what came is none.
+
+        Each piece of it starts the time anew, but all of it takes at most PATIENCE times as long.
+        """
+        end = 0.0
+        while (reply := self.take()) is None:
+            now = self._loop.time()
+            end = end or now + PATIENCE * seconds
+            await self._wait(min(seconds, end - now), "a reply")
+        return reply
+
+    async def command(self, line: bytes, seconds: float) -> Reply:
+        """Send a command line (without CRLF) and wait for its reply."""
+        self._expect_silence()
+        self.send(line + b"\r\n")
+        return await self.reply(seconds)
+
+    async def commands(self, lines: Sequence[bytes], seconds: float) -> list[Reply]:
+        """Send commands (without CRLF) at once where the backend offers PIPELINING (RFC 2920), and read each reply.
+
+        Where it does not, they go one by one, up to the first that is not answered with 2xx.
+        """
+        if self.capabilities.pipelining:
+            self._expect_silence()
+            self.send(b"\r\n".join(lines) + b"\r\n")
+        replies: list[Reply] = []
+        for line in lines:
+            if self.capabilities.pipelining:
+                if replies and replies[-1].code == 421:
+                    break  # its last word
+                replies.append(await self.reply(seconds))
+            else:
+                if replies and not replies[-1].is_positive:
+                    break
+                replies.append(await self.command(line, seconds))
+        return replies
+
+    def send(self, data: bytes) -> None:
+        """Send bytes. BackendError: the connection is gone."""
+        if self._lost or self._transport is None:
+            raise self.loss()
+        self._transport.write(data)
+
+    def stream(self, flow: Flow, block: float) -> None:
+        """From here on a message is sent, and `flow` waits where the backend does not take it.
+
+        One that takes nothing for `block` seconds is given up. The next word of the backend, or its end, ends this.
+        """
+        self._flow = flow
+        self._block = block
+
+    async def end_data(self, seconds: float) -> None:
+        """Send the final dot: from here on the message may be the backend's."""
+        self._unstick()
+        self._flow = None
+        while self._paused:
+            # The dot follows only what has been taken: until then it is certain that there was none.
+            await self._wait(seconds, "it to take data")
+        self._expect_silence()
+        self.send(b".\r\n")
+
+    async def start_tls(self, context: ssl.SSLContext, seconds: float) -> None:
+        """Ask for TLS and go over to it. BackendError: it would not, or could not.
+
+        Bytes behind its consent came before the encryption, from anybody, and end the connection.
+        """
+        answer = await self.command(b"STARTTLS", seconds)
+        if answer.code != 220 or self._transport is None:
+            raise BackendError(TROUBLE, f"answered STARTTLS with {answer}")
+        self._expect_silence()
+        try:
+            transport = await self._loop.start_tls(
+                self._transport, self, context, server_hostname=self.endpoint.host, ssl_handshake_timeout=seconds
+            )
+        except OSError as error:  # ssl.SSLError is one too
+            self.abort()
+            raise BackendError(TROUBLE, f"TLS failed: {error}") from error
+        if transport is None:  # the connection was lost meanwhile
+            raise self.loss()
+        self.connection_made(transport)
+        self.capabilities = Capabilities()
+
     async def quit(self, seconds: float) -> None:
-        """Leave politely; never raises."""
+        """Leave politely; never raises BackendError."""
         try:
             await self.command(b"QUIT", seconds)
         except BackendError:
@@ -142,70 +263,59 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Leave at once; what was not sent yet is not sent any more."""
-        if self._transport is not None:
-            self._transport.abort()
+        self._fail("given up")
+
+    def take(self) -> Reply | None:
+        """Take a reply that is all there; None: there is none yet. BackendError: what came is none."""
+        try:
+            reply = take_reply(self._input)
+        except ReplyError as error:
+            self.spoiled = True
+            raise BackendError(TROUBLE, str(error)) from error
+        if reply is not None and (reply.code >= 500 or reply.code == 421):
+            self.spoiled = True
+        return reply
 
     def _expect_silence(self) -> None:
         if self._input:
+            self.spoiled = True
             raise BackendError(TROUBLE, f"it talks out of turn: {bytes(self._input[:80])!r}")
+
+    def _fail(self, why: str) -> None:
+        self._lost = self._lost or why
+        self.spoiled = True
+        if self._transport is not None:
+            self._transport.abort()
+        self._news()
+
+    def _news(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._unstick()
+
+    def _unstick(self) -> None:
+        """Let the client go on: the backend has taken its data, or said something, or is gone."""
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+            if self._flow is not None:
+                self._flow.resume()
+
+    def _still_stuck(self) -> None:
+        size = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if size < self._queued:
+            self._queued = size
+            self._stuck = self._loop.call_later(self._block, self._still_stuck)
+            return
+        self._fail(f"waited {self._block:g} seconds for it to take data")
 
     async def _wait(self, seconds: float, what: str) -> None:
         if self._lost:
-            raise BackendError(GONE, self._lost)
-        self._news.clear()
+            raise self.loss()
+        self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._fail, f"waited {seconds:g} seconds for {what}")
         try:
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
-        except TimeoutError:
-            self._lost = f"waited {seconds:g} seconds for {what}"
-            self.abort()
-            raise BackendError(GONE, self._lost) from None
-
-
-async def connect(
-    hosts: Sequence[Endpoint], hostname: str, timeouts: Timeouts, report: Callable[[Endpoint, BackendError], None]
-) -> Connection:
-    """Open a connection to the first host that greets us; `report` hears of each that does not.
-
-    BackendError, with the reply for the client: none did. A host that refuses us (any reply but 220 and 250) is
-    in trouble, and is passed over like one that is down.
-    """
-    reply = UNREACHABLE
-    for host in hosts:
-        connection = Connection(host)
-        try:
-            async with asyncio.timeout(timeouts.opening / len(hosts)):
-                await _open(connection, hostname, timeouts)
-        except TimeoutError:
-            error = BackendError(UNREACHABLE, "no greeting in time")
-        except OSError as failure:
-            error = BackendError(UNREACHABLE, str(failure))
-        except BackendError as failure:
-            error = failure
-        except BaseException:
-            connection.abort()
-            raise
-        else:
-            return connection
-        connection.abort()
-        report(host, error)
-        if error.reply is TROUBLE:
-            reply = TROUBLE
-    raise BackendError(reply, "no host took the connection")
-
-
-async def _open(connection: Connection, hostname: str, timeouts: Timeouts) -> None:
-    host, port = connection.endpoint
-    try:
-        async with asyncio.timeout(timeouts.connect):
-            await asyncio.get_running_loop().create_connection(lambda: connection, host, port)
-    except TimeoutError:
-        raise BackendError(UNREACHABLE, f"no connection within {timeouts.connect:g} seconds") from None
-    greeting = await connection.reply(timeouts.opening)
-    if greeting.code != 220:
-        raise BackendError(TROUBLE, f"greeted with {greeting}")
-    answer = await connection.command(b"EHLO " + hostname.encode("ascii"), timeouts.opening)
-    if answer.code != 250:
-        raise BackendError(TROUBLE, f"answered EHLO with {answer}")
-    words = (line.split(None, 1) for line in answer.lines[1:])
-    connection.extensions = frozenset(word[0].decode("ascii", "replace").upper() for word in words if word)
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None

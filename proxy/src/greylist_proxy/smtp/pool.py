@@ -1,68 +1,263 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The mail servers behind: which one a transaction goes to, and the connections that are kept for the next one."""
+"""The mail servers behind, together: which one a transaction goes to, and what a client may be promised.
+
+The hosts are tried in order, the next one when one fails. One that goes on failing is left alone for a while, and
+where all are, nobody is made to wait for nothing. A transaction begins and ends at one host.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import Literal
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
-from greylist_proxy.smtp.address import Parameter, Path
-from greylist_proxy.smtp.backend import Timeouts
+from greylist_proxy.smtp import envelope
+from greylist_proxy.smtp.address import Path
+from greylist_proxy.smtp.backend import BUSY, TROUBLE, UNREACHABLE, BackendError, Connection, for_client
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
 from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.host import BackendSettings, Host
+from greylist_proxy.smtp.opening import Opener, tls_context
+from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.replies import Reply
 from greylist_proxy.tasks import Tasks
 
+PROBE_EVERY = 300.0  # seconds
 
-@dataclass(frozen=True)
-class BackendSettings:
-    """`[backend]`: the hosts in order, and how they are talked to."""
+# Hears of each failure: the host (None: there was none to try), the stage, and the error.
+Report = Callable[[Endpoint | None, str, BackendError], None]
 
-    hosts: Sequence[Endpoint]
-    starttls: Literal["never", "opportunistic", "required", "verify"] = "opportunistic"
-    ca_file: FilePath | None = None  # None: the system's authorities
-    send_client_address: Literal["none", "xclient", "proxy-v1", "proxy-v2"] = "none"
-    capabilities: Capabilities | None = None  # what to offer, whatever the hosts say; None: ask them
-    max_connections: int = 100  # a host
-    idle_connections: int = 20  # a host
-    idle_timeout: float = 60.0  # seconds
-    timeouts: Timeouts = field(default_factory=Timeouts)
+
+@dataclass(frozen=True, slots=True)
+class Recipient:
+    """What a RCPT command says."""
+
+    address: str
+    parameters: Sequence[Parameter] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A transaction that has begun: the replies to MAIL and to the first RCPT (None where that was not asked)."""
+
+    connection: Connection
+    mail: Reply
+    rcpt: Reply | None
 
 
 class Backends:
-    """The hosts, with their connections and what is known about them."""
+    """The hosts, and what is known about them.
+
+    OSError: the CA file can't be read.
+    """
 
     def __init__(self, settings: BackendSettings, hostname: str, promises: Promises, log: Log, tasks: Tasks) -> None:
-        self._settings = settings
+        self._hostname = hostname
+        self._promises = promises
+        self._log = log
+        self._tasks = tasks
+        self._known: dict[Endpoint, Host] = {}  # also those of earlier settings, whose connections may be in use
+        self._hosts: list[Host] = []
+        self._is_saving = False
+        self._look = asyncio.Event()
+        self.configure(settings)
 
     def configure(self, settings: BackendSettings) -> None:
-        """Take other settings over, for connections still to be made. OSError: the CA file can't be read."""
-        raise NotImplementedError
+        """Take settings over, for connections still to be made. OSError: the CA file can't be read; nothing changed."""
+        context = tls_context(settings.starttls, settings.ca_file)
+        self.settings = settings
+        opener = Opener(
+            hostname=self._hostname,
+            timeouts=settings.timeouts,
+            seconds=settings.timeouts.opening / max(len(settings.hosts), 1),
+            starttls=settings.starttls,
+            context=context,
+            forward=settings.send_client_address,
+        )
+        for host in self._hosts:
+            host.retire()
+        for endpoint in settings.hosts:
+            if endpoint not in self._known:
+                self._known[endpoint] = Host(endpoint, self._tasks, self._log, self._learn, self._look)
+        self._hosts = [self._known[endpoint] for endpoint in settings.hosts]
+        for host in self._hosts:
+            host.configure(settings, opener)
+        self._look.set()
 
     @property
     def offered(self) -> Capabilities | None:
         """What a client may be promised; None while nothing is known of any host."""
-        raise NotImplementedError
+        return self.settings.capabilities or self._promises.common(map(str, self.settings.hosts))
+
+    def health(self) -> dict[str, str]:
+        """Return `up`, `down` or `unknown` for each host, by how the last try went."""
+        words = {None: "unknown", True: "up", False: "down"}
+        return {str(host.endpoint): words[host.breaker.last] for host in self._hosts}
+
+    async def close(self) -> None:
+        """Let go of the connections that are kept; those in use are not kept any more."""
+        for host in self._known.values():
+            host.retire()
+
+    # -- transactions --
+
+    async def begin(
+        self,
+        sender: Path,
+        parameters: Sequence[Parameter],
+        recipient: Recipient,
+        introduction: Introduction,
+        report: Report,
+        *,
+        fresh: bool = False,
+    ) -> Begun:
+        """Take a connection, and put MAIL and the first RCPT to it; `fresh`: not one that was kept.
+
+        One that was kept may have died just now: it is replaced, once. BackendError: no host took the transaction;
+        `report` has heard of it.
+        """
+        while True:
+            connection = await self.acquire(introduction, report, fresh=fresh)
+            may_be_stale = connection.reused
+            try:
+                lines = [
+                    envelope.mail(sender.address, parameters, connection.capabilities),
+                    envelope.rcpt(recipient.address, recipient.parameters, connection.capabilities),
+                ]
+            except BackendError as error:
+                report(connection.endpoint, "mail", error)
+                self.release(connection, reusable=True)
+                raise
+            try:
+                mail, *others = await connection.commands(lines, self.settings.timeouts.command)
+            except BackendError as error:
+                self.drop(connection)
+                if not may_be_stale:
+                    report(connection.endpoint, "mail", error)
+                    raise
+            except BaseException:
+                self.drop(connection)
+                raise
+            else:
+                if not (may_be_stale and 421 in (mail.code, *(reply.code for reply in others))):
+                    return Begun(connection, mail, others[0] if others else None)
+                self.drop(connection)
+            fresh = True
 
     async def verify(
         self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduction: Introduction
     ) -> Reply:
         """Ask for a recipient in a transaction of its own, and take it back. Never raises BackendError."""
-        raise NotImplementedError
+
+        def report(endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
+            self.log_failure(None, endpoint, stage, error)
+
+        try:
+            begun = await self.begin(sender, parameters, Recipient(recipient), introduction, report)
+        except BackendError as error:
+            return error.reply
+        self._tasks.spawn(self.retire(begun.connection))
+        mail = for_client(begun.mail)
+        return mail if begun.rcpt is None or not mail.is_positive else for_client(begun.rcpt)
+
+    async def retire(self, connection: Connection) -> None:
+        """End a transaction that has no message, and keep the connection if that went well."""
+        reusable = self._known[connection.endpoint].keeps(connection)
+        try:
+            if reusable:
+                reusable = (await connection.command(b"RSET", self.settings.timeouts.quit)).code == 250
+        except BackendError:
+            reusable = False
+        except BaseException:
+            self.drop(connection)
+            raise
+        self.release(connection, reusable=reusable)
+
+    # -- connections --
+
+    async def acquire(self, introduction: Introduction, report: Report, *, fresh: bool = False) -> Connection:
+        """Return a connection that takes MAIL for this client; `release` or `drop` must follow.
+
+        BackendError, with the reply for the client: no host would; `report` has heard of each that was asked.
+        """
+        patience = self.settings.timeouts.slot / max(len(self._hosts), 1)
+        errors: list[BackendError] = []
+        for host in self._hosts:
+            if not host.may_take(fresh=fresh):
+                continue
+            try:
+                return await host.take(introduction, patience, fresh=fresh)
+            except BackendError as error:
+                report(host.endpoint, "connect", error)
+                errors.append(error)
+        if not errors:
+            replies = [host.breaker.reply for host in self._hosts]
+            errors.append(BackendError(TROUBLE if TROUBLE in replies else UNREACHABLE, "every host is down"))
+            report(None, "connect", errors[0])
+        # What somebody has to mend goes before what time will mend.
+        raise max(errors, key=lambda error: (error.reply is TROUBLE, error.reply is BUSY))
+
+    def release(self, connection: Connection, *, reusable: bool) -> None:
+        """Give a connection back politely; `reusable`: no reply is owed, and no transaction is open."""
+        self._known[connection.endpoint].give(connection, reusable=reusable)
+
+    def drop(self, connection: Connection) -> None:
+        """Give a connection back that can't be talked to any more, or must not be: in the middle of a message."""
+        connection.abort()
+        self.release(connection, reusable=False)
+
+    # -- what is known --
 
     async def keep_probing(self) -> None:
-        """Ask every host for its capabilities, at once and from time to time; runs until it is cancelled."""
-        raise NotImplementedError
+        """Ask every host for its capabilities, at once and from time to time; runs until it is cancelled.
 
-    def health(self) -> dict[str, str]:
-        """Return `up`, `down` or `unknown` for each host."""
-        raise NotImplementedError
+        A host that is left alone is asked when its rest is over, so that no client has to be the one who tries.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            self._look.clear()
+            due = [host for host in self._hosts if host.next_probe <= loop.time()]
+            for host in due:
+                host.next_probe = loop.time() + PROBE_EVERY
+            await asyncio.gather(*map(self._probe, due))
+            next_probe = min((host.next_probe for host in self._hosts), default=loop.time() + PROBE_EVERY)
+            try:
+                async with asyncio.timeout(max(next_probe - loop.time(), 0.0)):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
 
-    async def close(self) -> None:
-        """Let go of the connections that are kept."""
-        raise NotImplementedError
+    async def _probe(self, host: Host) -> None:
+        try:
+            await host.probe()
+        except BackendError as error:
+            self.log_failure(None, host.endpoint, "probe", error)
+        except Exception as error:  # noqa: BLE001 - the next probe may fare better, and the other hosts need theirs
+            self._log.exception("a probe of a backend failed", error)
+
+    def _learn(self, endpoint: Endpoint, capabilities: Capabilities) -> None:
+        if self._promises.learn(str(endpoint), capabilities) and not self._is_saving:
+            self._is_saving = True
+            self._tasks.spawn(self._save())
+
+    async def _save(self) -> None:
+        self._is_saving = False
+        try:
+            await asyncio.to_thread(self._promises.save, [str(host.endpoint) for host in self._hosts])
+        except OSError as error:
+            self._log.event("warning", message=f"what the backends offer can't be kept for a restart: {error}")
+
+    def log_failure(self, ident: str | None, endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
+        """Log that a host did not take a transaction; what somebody has to mend is an alarm."""
+        self._log.event(
+            "relay",
+            outcome="trouble" if error.is_trouble else "failed",
+            stage=stage,
+            id=ident,
+            backend=str(endpoint) if endpoint else None,
+            error=str(error),
+            **({"level": "alarm"} if error.is_trouble else {}),
+        )

@@ -6,190 +6,238 @@ The rules, so that no mail is lost and none is sent back for our own troubles:
 
 1.  A reply goes back as it came. Exceptions: what is no answer (garbage, 1xx and 3xx out of place), and the
     replies of `BACKEND_TROUBLE`, which say that backend and proxy don't get along. These are 451 4.3.5.
-2.  A backend that is lost before the final dot: 451 4.4.2, and the dot is never sent. It is not replaced in
-    mid-transaction, so a transaction never spans two backends.
+2.  A backend that is lost before the final dot: 451 4.4.2, and the dot is never sent. It is not replaced once it
+    has accepted a recipient, so a transaction never spans two backends.
 3.  Lost between the dot and its reply: 451 too, and the log says that the outcome is unknown. The client will
     send again, and a duplicate is possible (RFC 1047), a loss is not.
 4.  A failure stays for the rest of the transaction: the client is told the same at its next step.
+5.  Nothing goes on for a client whose EHLO was answered before anything was known of a backend: what it was not
+    offered, it would have to re-encode.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
-from greylist_proxy.smtp.address import Parameter, Path
-from greylist_proxy.smtp.backend import GONE, TROUBLE, BackendError, Connection, Timeouts, connect
-from greylist_proxy.smtp.replies import BACKEND_TROUBLE, Reply
+from greylist_proxy.smtp import envelope
+from greylist_proxy.smtp.address import Path
+from greylist_proxy.smtp.backend import GONE, TROUBLE, UNREACHABLE, BackendError, Connection, Flow, for_client
+from greylist_proxy.smtp.capabilities import Capabilities
+from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.parameters import Parameter
+from greylist_proxy.smtp.pool import Backends, Recipient
+from greylist_proxy.smtp.replies import Reply
 from greylist_proxy.tasks import Tasks
-
-# The extension that each parameter of MAIL belongs to (RFC 1870, RFC 6152).
-EXTENSION = {"SIZE": "SIZE", "BODY": "8BITMIME"}
-
-
-@dataclass(frozen=True)
-class Backend:
-    """The mail server behind: its hosts in order, and the name by which we greet them."""
-
-    hosts: Sequence[Endpoint]
-    hostname: str
-    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 class Relay:
-    """The backend's half of a transaction. Nothing is connected before the first `rcpt`."""
+    """The backend's half of a transaction. Nothing is connected before the first `rcpt`.
+
+    `promised` is what the client's EHLO was answered by; `flow` is its side of the message. One of `rcpt`, `data` and
+    `finish` runs at a time; `abandon` and `close` may come at any moment.
+    """
 
     def __init__(
-        self, backend: Backend, log: Log, tasks: Tasks, ident: str, sender: Path, parameters: Sequence[Parameter]
+        self,
+        backends: Backends,
+        log: Log,
+        tasks: Tasks,
+        ident: str,
+        sender: Path,
+        parameters: Sequence[Parameter],
+        introduction: Introduction,
+        promised: Capabilities | None,
+        flow: Flow,
     ) -> None:
-        self._backend = backend
+        self._backends = backends
         self._log = log
         self._tasks = tasks
         self._ident = ident
         self._sender = sender
         self._parameters = parameters
+        self._introduction = introduction
+        self._flow = flow
         self._connection: Connection | None = None
-        self._failure: Reply | None = None
+        self._endpoint: Endpoint | None = None
+        self._failure: Reply | None = UNREACHABLE if promised is None else None
+        self._may_begin_anew = False  # the connection was used before, and has accepted nobody yet
+        self._is_waiting = False  # for a reply
+        self._is_closed = False
         self._in_body = False
         self._started = time.monotonic()
-        self._endpoint: Endpoint | None = None
         self._bytes = 0
 
-    async def rcpt(self, recipient: Path) -> Reply:
+    async def rcpt(self, address: str, parameters: Sequence[Parameter]) -> Reply:
         """Put a recipient to the backend, after connecting and MAIL where that is still to be done."""
+        recipient = Recipient(address, parameters)
         if self._failure is None and self._connection is None:
-            await self._open()
+            return await self._begin(recipient, fresh=False)
         if self._failure is not None or self._connection is None:
             return self._failure or GONE
-        return await self._command(self._connection, "rcpt", b"RCPT TO:<%b>" % recipient.address.encode("ascii"))
+        connection = self._connection
+        try:
+            line = envelope.rcpt(address, parameters, connection.capabilities)
+        except BackendError as error:
+            self._report("rcpt", "trouble", error=str(error))
+            return error.reply
+        try:
+            answer = await self._ask(connection, line, self._backends.settings.timeouts.command)
+        except BackendError as error:
+            if self._may_begin_anew and not self._is_closed:
+                self._connection = None
+                self._backends.drop(connection)
+                return await self._begin(recipient, fresh=True)
+            return self._fail("rcpt", "failed", error)
+        return self._judge("rcpt", answer)
 
     async def data(self) -> Reply:
         """Ask to send the message: 354, or the reply that says why not."""
         if self._failure is not None or self._connection is None:
             return self._failure or GONE
+        connection, timeouts = self._connection, self._backends.settings.timeouts
         self._started = time.monotonic()
-        reply = await self._command(self._connection, "data", b"DATA")
-        self._in_body = reply.code == 354
-        return reply
-
-    async def write(self, data: bytes) -> None:
-        """Send a piece of the message. A failure shows in `finish`; until then the rest is ignored."""
-        if self._failure is not None or self._connection is None:
-            return
-        self._bytes += len(data)
         try:
-            if self._connection.has_spoken():
-                raise await self._early(self._connection)
-            await self._connection.write(data, self._backend.timeouts.block)
+            answer = await self._ask(connection, b"DATA", timeouts.data)
         except BackendError as error:
-            self._fail("body", "failed", error)
+            return self._fail("data", "failed", error)
+        if answer.code == 354:
+            self._in_body = True
+            connection.stream(self._flow, timeouts.block)
+            return answer
+        return self._judge("data", answer)
+
+    def write(self, piece: bytes) -> None:
+        """Send a piece of the message. A failure shows in `finish`; until then the rest is ignored."""
+        connection = self._connection
+        if self._failure is not None or connection is None:
+            return
+        self._bytes += len(piece)
+        # What it says now it says before its turn, and that is never taken back: no piece and no dot follow.
+        if connection.has_spoken() or connection.is_lost:
+            self._end_early(connection)
+        else:
+            connection.send(piece)
 
     async def finish(self) -> Reply:
         """Send the final dot and return the backend's word on the message."""
         if self._failure is not None or self._connection is None:
             return self._failure or GONE
-        connection, timeouts = self._connection, self._backend.timeouts
+        connection, timeouts = self._connection, self._backends.settings.timeouts
+        self._is_waiting = True
         try:
-            if connection.has_spoken():
-                raise await self._early(connection)
-            await connection.end_data(timeouts.block)
+            if not connection.has_spoken():
+                await connection.end_data(timeouts.block)
+            else:
+                raise _out_of_turn(await connection.reply(timeouts.quit))
         except BackendError as error:
             return self._fail("body", "failed", error)
         try:
             answer = await connection.reply(timeouts.end_of_data)
         except BackendError as error:
             return self._fail("end-of-data", "unknown", error)
+        self._is_waiting = False
         self._in_body = False
-        reply = _for_client(answer)
+        reply = for_client(answer)
         outcome = "accepted" if reply.is_positive else "refused" if reply is answer else "trouble"
         self._report("end-of-data", outcome, code=answer.code, error=None if reply.is_positive else str(answer))
-        self.close()
+        self._connection = None
+        self._failure = GONE
+        self._backends.release(connection, reusable=reply is answer)
         return reply
 
     def close(self) -> None:
         """End the transaction. In the middle of a message the connection is dropped, without the final dot."""
-        connection, self._connection = self._connection, None
+        self._is_closed = True
         self._failure = self._failure or GONE
+        connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._in_body:
-            connection.abort()
+        if self._in_body or self._is_waiting or connection.is_lost:
+            # Whoever waits for a reply there hears that the connection is gone.
+            self._backends.drop(connection)
         else:
-            self._tasks.spawn(connection.quit(self._backend.timeouts.quit))
+            self._tasks.spawn(self._backends.retire(connection))
 
     def abandon(self, outcome: str, reply: Reply | None = None) -> None:
         """Give a message up that is under way, because of the client (`client-gone`) or of the message."""
-        if self._in_body:
+        if self._in_body and self._connection is not None:
             self._report("body", outcome, code=reply.code if reply else None, error=str(reply) if reply else None)
         self.close()
 
-    async def _open(self) -> None:
-        backend = self._backend
+    async def _begin(self, recipient: Recipient, *, fresh: bool) -> Reply:
         try:
-            self._connection = await connect(backend.hosts, backend.hostname, backend.timeouts, self._passed_over)
+            begun = await self._backends.begin(
+                self._sender, self._parameters, recipient, self._introduction, self._passed_over, fresh=fresh
+            )
         except BackendError as error:
-            # _passed_over has reported each host.
-            self._failure = error.reply
-            return
-        self._endpoint = self._connection.endpoint
-        line = b"MAIL FROM:<%b>" % self._sender.address.encode("ascii")
-        for parameter in self._parameters:
-            if EXTENSION[parameter.keyword] in self._connection.extensions:
-                line += b" " + parameter.raw.encode("ascii")
-            elif parameter.value.upper() == "8BITMIME":
-                # Promised to the client, and not kept by this backend: the client must not re-encode or bounce.
-                self._fail("mail", "trouble", BackendError(TROUBLE, "it does not take 8BITMIME"))
-                return
-            # SIZE and BODY=7BIT only tell a backend what it finds out by itself.
-        reply = await self._command(self._connection, "mail", line)
-        if not reply.is_positive and self._failure is None:
+            self._failure = error.reply  # _passed_over has reported it
+            return error.reply
+        if self._is_closed:
+            self._tasks.spawn(self._backends.retire(begun.connection))
+            return GONE
+        self._connection = begun.connection
+        self._endpoint = begun.connection.endpoint
+        self._may_begin_anew = begun.connection.reused and not fresh
+        reply = self._judge("mail", begun.mail)
+        if not reply.is_positive or begun.rcpt is None:
             self._failure = reply
+            return reply
+        return self._judge("rcpt", begun.rcpt)
 
-    async def _command(self, connection: Connection, stage: str, line: bytes) -> Reply:
-        timeouts = self._backend.timeouts
+    async def _ask(self, connection: Connection, line: bytes, seconds: float) -> Reply:
+        # Not in a `finally`: who is cancelled here leaves a reply unread, and the connection is not used again.
+        self._is_waiting = True
         try:
-            answer = await connection.command(line, timeouts.data if stage == "data" else timeouts.command)
-        except BackendError as error:
-            # Between commands a backend that is gone is gone, whatever its last words were.
-            return self._fail(stage, "failed", error)
-        reply = answer if stage == "data" and answer.code == 354 else _for_client(answer)
+            reply = await connection.command(line, seconds)
+        except BackendError:
+            self._is_waiting = False
+            raise
+        self._is_waiting = False
+        return reply
+
+    def _judge(self, stage: str, answer: Reply) -> Reply:
+        """Return what the client is told, and report what is no consent."""
+        reply = for_client(answer)
         if stage == "data" and answer.is_positive:
             reply = TROUBLE
         if reply is not answer:
             self._report(stage, "trouble", code=answer.code, error=str(answer))
+            if self._connection is not None:
+                self._connection.spoiled = True
         elif answer.code >= 400:
             self._report(stage, "refused", code=answer.code, error=str(answer))
+        elif stage == "rcpt":
+            self._may_begin_anew = False
         if answer.code == 421:
             self._failure = reply
         return reply
 
-    async def _early(self, connection: Connection) -> BackendError:
-        """Make an error of what the backend said before the final dot.
-
-        A refusal is its word on the message, which it did not take. A 2xx can't be: nobody asked yet.
-        """
+    def _end_early(self, connection: Connection) -> None:
+        """Draw the line if the backend has said all it had to say before the final dot, or is gone."""
         try:
-            answer = await connection.reply(self._backend.timeouts.quit)
+            answer = connection.take()
         except BackendError as error:
-            return error
-        reply = _for_client(answer)
-        if reply.is_positive:
-            reply = TROUBLE
-        return BackendError(reply, f"it answered before the end of data: {answer}")
+            self._fail("body", "failed", error)
+            return
+        if answer is not None:
+            self._fail("body", "failed", _out_of_turn(answer))
+        elif connection.is_lost:
+            self._fail("body", "failed", connection.loss())
 
-    def _passed_over(self, host: Endpoint, error: BackendError) -> None:
-        self._endpoint = host
-        self._report("connect", "trouble" if error.reply is TROUBLE else "failed", error=str(error))
+    def _passed_over(self, endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
+        self._endpoint = endpoint
+        self._report(stage, "trouble" if error.is_trouble else "failed", error=str(error))
 
     def _fail(self, stage: str, outcome: str, error: BackendError) -> Reply:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return self._failure or GONE  # closed meanwhile, and that has been told
         self._failure = error.reply
         self._report(stage, outcome, error=str(error))
-        if self._connection is not None:
-            self._connection.abort()
-            self._connection = None
+        self._backends.drop(connection)
         return error.reply
 
     def _report(self, stage: str, outcome: str, code: int | None = None, error: str | None = None) -> None:
@@ -203,11 +251,15 @@ class Relay:
             bytes=self._bytes,
             seconds=round(time.monotonic() - self._started, 3),
             error=error,
+            # Somebody has to look after it: it is not the mail's fault.
+            **({"level": "alarm"} if outcome == "trouble" else {}),
         )
 
 
-def _for_client(answer: Reply) -> Reply:
-    """Return the backend's own reply, or TROUBLE where it is none that a client could use (rule 1)."""
-    if answer.code in BACKEND_TROUBLE or not (answer.is_positive or answer.code >= 400):
-        return TROUBLE
-    return answer
+def _out_of_turn(answer: Reply) -> BackendError:
+    """Make an error of what the backend said before the final dot.
+
+    A refusal is its word on the message, which it did not take. A 2xx can't be: nobody asked yet.
+    """
+    reply = for_client(answer)
+    return BackendError(TROUBLE if reply.is_positive else reply, f"it answered before the end of data: {answer}")
