@@ -242,6 +242,8 @@ class Proxy:
         self.program = ["-m", "greylist_proxy"]  # what Python is given
 
     def start(self) -> Proxy:
+        """Start it (again), and wait until it takes connections."""
+        starts = len(self.select("listening")) + 1
         self.process = subprocess.Popen(
             [*self.prefix, sys.executable, *self.program, "serve", "--config", str(self.config)],
             stderr=subprocess.PIPE,
@@ -250,7 +252,7 @@ class Proxy:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        (listening,) = self.wait_for("listening")
+        listening = self.wait_for("listening", starts)[-1]
         self.addresses: list[str] = listening["addresses"]
         self.port = int(self.addresses[0].rpartition(":")[2])
         return self
