@@ -36,7 +36,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from greylist_proxy.smtp.address import a_labels
+from greylist_proxy.smtp.address import mail_domain
 
 PLACE = "#"
 
@@ -79,8 +79,7 @@ def domain_key(domain: str) -> str:
     """Return what a domain is compared by: lower case and A-labels, where it has any."""
     if domain.isascii():
         return domain.lower()
-    # Some characters have A-labels only by IDNA 2008 (see `a_labels`): such a name stays as it is.
-    return a_labels(domain) or composed(domain.lower())
+    return mail_domain(domain) or composed(domain.lower())
 
 
 def composed(text: str) -> str:

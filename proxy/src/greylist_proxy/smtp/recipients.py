@@ -34,7 +34,7 @@ from greylist_proxy.smtp.address import AddressError, Path, is_domain, parse_rec
 MAX_FILE_SIZE = 256 << 20  # bytes: some five million addresses
 MAX_ERRORS = 20  # lines that are named; a file of something else would have one for each
 ALLOWED = "an address such as ann@example.org, or a domain such as @example.org, with a comment after a blank and a #"
-COMMENT = re.compile(r"(?:^|\s)#.*")
+COMMENT = re.compile(rb"(?:^|\s)#.*")
 
 
 class Recipients:
@@ -50,17 +50,18 @@ class Recipients:
         addresses: set[str] = set()
         domains: set[str] = set()
         errors: list[str] = []
-        for number, line in enumerate(_text(path).splitlines(), start=1):
-            entry = COMMENT.sub("", line).strip()
+        for number, line in enumerate(_read(path).split(b"\n"), start=1):
+            entry = COMMENT.sub(b"", line).strip()
             if not entry:
                 continue
             try:
-                if entry.startswith("@"):
-                    domains.add(_domain(entry[1:]))
+                if entry.startswith(b"@"):
+                    domains.add(_domain(entry[1:].decode()))
                 else:
-                    addresses.add(_address(entry))
-            except ValueError:
-                errors.append(f"{path}:{number}: {quoted(entry)}: allowed is {ALLOWED}")
+                    addresses.add(_address(entry.decode()))
+            except ValueError:  # UnicodeDecodeError too
+                shown = quoted(entry.decode("utf-8", "backslashreplace"))
+                errors.append(f"{path}:{number}: {shown}: allowed is {ALLOWED}")
         if len(errors) > MAX_ERRORS:
             errors[MAX_ERRORS:] = [f"{path}: {len(errors) - MAX_ERRORS} more lines can't be read"]
         if not (errors or addresses or domains):
@@ -70,7 +71,7 @@ class Recipients:
         return cls(addresses, domains)
 
     def __contains__(self, recipient: Path) -> bool:
-        domain = domain_key(recipient.domain)
+        domain = recipient.domain
         return domain in self._domains or f"{_local_key(recipient.local)}@{domain}" in self._addresses
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class Recipients:
 class Acceptance:
     """Which recipients mail is taken for, as far as nobody has to be asked. Made by `load`."""
 
-    domains: frozenset[str]  # by `domain_key`
+    domains: frozenset[str]  # in lower case, as A-labels
     known: Recipients | None = None  # None: no file, anybody at our domains may be one
     unknown_domain: Literal["reject", "defer"] = "reject"
 
@@ -93,15 +94,15 @@ class Acceptance:
         unknown_domain: Literal["reject", "defer"] = "reject",
     ) -> Acceptance:
         """Make it of the settings of `[backend]`; reads the file, if any. ListError: as `Recipients.load`."""
-        forms = {form for domain in domains for form in (domain_key(domain), domain_key(_u_labels(domain)))}
-        return cls(frozenset(forms), None if recipients is None else Recipients.load(recipients), unknown_domain)
+        known = None if recipients is None else Recipients.load(recipients)
+        return cls(frozenset(map(domain_key, domains)), known, unknown_domain)
 
     def refusal(self, recipient: Path) -> Decision | None:
         """Return why this recipient is refused or put off; None: it is ours, as far as is known here.
 
         The bare `postmaster` has no domain, and is ours.
         """
-        if recipient.domain and domain_key(recipient.domain) not in self.domains:
+        if recipient.domain and recipient.domain not in self.domains:
             return policy.RELAY_DENIED if self.unknown_domain == "reject" else policy.UNKNOWN_DOMAIN
         if self.known is not None and recipient not in self.known and not policy.is_exempt(recipient.address):
             return policy.UNKNOWN_RECIPIENT
@@ -119,7 +120,7 @@ def screen(address: str, acceptance: Acceptance) -> tuple[Path, Decision | None]
     return recipient, acceptance.refusal(recipient)
 
 
-def _text(path: FilePath) -> str:
+def _read(path: FilePath) -> bytes:
     try:
         # Looked at before it is opened: that would wait for ever on a pipe. /dev/zero never ends.
         if not path.is_file():
@@ -130,8 +131,7 @@ def _text(path: FilePath) -> str:
         raise ListError([f"{path}: can't be read: {error.strerror}"]) from error
     if len(data) > MAX_FILE_SIZE:
         raise ListError([f"{path}: larger than {MAX_FILE_SIZE} bytes"])
-    # Bytes that are not UTF-8 spoil only their own line: no address has surrogates.
-    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def _address(entry: str) -> str:
@@ -141,7 +141,7 @@ def _address(entry: str) -> str:
         raise ValueError(entry) from error
     if not path.domain:
         raise ValueError(entry)
-    return f"{_local_key(path.local)}@{domain_key(path.domain)}"
+    return f"{_local_key(path.local)}@{path.domain}"
 
 
 def _domain(entry: str) -> str:
@@ -153,17 +153,3 @@ def _domain(entry: str) -> str:
 
 def _local_key(local: str) -> str:
     return local.lower() if local.isascii() else composed(composed(local).casefold())
-
-
-def _u_labels(domain: str) -> str:
-    """Return a domain with U-labels in place of its A-labels: some of them have no way back by IDNA 2003."""
-    return ".".join(map(_u_label, domain.lower().split(".")))
-
-
-def _u_label(label: str) -> str:
-    if not label.startswith("xn--"):
-        return label
-    try:
-        return label[4:].encode("ascii").decode("punycode")
-    except UnicodeError:
-        return label

@@ -48,15 +48,7 @@ def received(
     protocol = _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls))
     clauses: list[Sequence[str]] = [
         ("Received: from", says, _seen(client, names, helo)),
-        (
-            "by",
-            hostname,
-            "(greylist-proxy)",
-            "with",
-            _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls)),
-            "id",
-            ident,
-        ),
+        ("by", hostname, "(greylist-proxy)", "with", protocol, "id", ident),
     ]
     if tls and COMMENT.fullmatch(tls):
         clauses.insert(1, (f"(using {tls})",))
