@@ -99,7 +99,7 @@ class Reason(StrEnum):
     ROUTING = "routing", "the recipient asks for onward routing (%, !, a second @, a source route): refused"
     UNKNOWN_RECIPIENT = (
         "unknown-recipient",
-        "backend.recipients does not name the recipient, or the backend, asked first, does not know it: refused",
+        "backend.recipients does not name the recipient, or the backend, asked first, refuses it: refused",
     )
     HARVESTING = "harvesting", "the client asked for too many recipients that there are not, within an hour: deferred"
 

@@ -28,6 +28,7 @@ from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Decision, Mode, Reason, Verdict
 from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Path
+from greylist_proxy.smtp.backend import Flow
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.events import Hello, Limits, Mail, Offers
 from greylist_proxy.smtp.forwarding import Introduction
@@ -35,7 +36,7 @@ from greylist_proxy.smtp.limits import Connections, Prevalence
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.pool import Backends
 from greylist_proxy.smtp.recipients import Acceptance, screen
-from greylist_proxy.smtp.relay import Flow, Relay
+from greylist_proxy.smtp.relay import Relay
 from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.settings import SessionSettings
 from greylist_proxy.smtp.tarpit import Tarpit
@@ -184,7 +185,7 @@ class Transaction:
             recipient, refusal = screen(address, self._services.acceptance)
         except AddressError as error:
             return error.reply
-        decision, verified = await self._decide(recipient, refusal, parameters)
+        decision, verified = await self._decide(recipient, refusal)
         self._services.gate.record(self._origin, address, decision, ident, is_early=self._visitor.early)
         self._take_note(decision)
         reply = verified or await self._answer(recipient, parameters, decision, ident)
@@ -194,9 +195,7 @@ class Transaction:
             self._services.harvesters.note(self._visitor.client, address)
         return reply
 
-    async def _decide(
-        self, recipient: Path, refusal: Decision | None, parameters: Sequence[Parameter]
-    ) -> tuple[Decision, Reply | None]:
+    async def _decide(self, recipient: Path, refusal: Decision | None) -> tuple[Decision, Reply | None]:
         """Decide on a recipient; where the backend had to be asked whether it exists, its refusal comes with it."""
         services, address = self._services, recipient.address
         is_unknown = refusal is policy.UNKNOWN_RECIPIENT
@@ -215,7 +214,7 @@ class Transaction:
         if services.verify_recipient_first and self._is_to_be_verified(decision):
             # After the decision, so that traps close, and nobody is verified who is put to the backend anyway.
             reply = await services.verifier.refusal(
-                services.backends, self._mail.path, parameters, address, self._introduction()
+                services.backends, self._mail.path, self._mail.parameters, address, self._introduction()
             )
             if reply is not None:
                 return policy.UNKNOWN_RECIPIENT, reply
