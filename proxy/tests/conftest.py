@@ -26,11 +26,12 @@ from .greylisters import daemon_folder
 from .peers import Proxy, ScriptedPeer, Sink, closing
 from .postfix_server import start_postfix
 from .scene import make_scene
+from .sessions import stage
 from .sqlite_files import files
 from .stores import stores
 
 # Fixtures that live beside what they make; these and those below serve all tests.
-__all__ = ["daemon_folder", "files", "line", "make_scene", "sqlite_line", "start_postfix", "stores", "vienna"]
+__all__ = ["daemon_folder", "files", "line", "make_scene", "sqlite_line", "stage", "start_postfix", "stores", "vienna"]
 
 
 @pytest.fixture

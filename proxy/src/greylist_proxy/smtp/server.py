@@ -403,6 +403,7 @@ class Session(Edge):
     def pause(self) -> None:
         """The backend does not keep up."""
         self._hold_back(BACKEND)
+        self.deadline = self._until
         if self._pace is not None:
             self._pace.pause(self._now())
 

@@ -54,7 +54,9 @@ class Tls:
 async def upgrade(
     transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, patience: float
 ) -> asyncio.Transport:
-    """Make the handshake as a server, and return the transport to use from then on. `patience` is in seconds. OSError: it failed.
+    """Make the handshake as a server, and return the transport to use from then on. `patience` is for it, in seconds.
+
+    OSError: it failed.
 
     The event loop does it, not aiosmtpd: under uvloop a session then costs 47 KiB, with asyncio's own code 278.
     """
