@@ -37,6 +37,10 @@ ADDRESS = st.one_of(
         ("joe@[IPv6:2001:DB8::1]", "joe@[ipv6:2001:db8::1]"),
         ("joe@xn--bcher-KVA.example", "joe@xn--bcher-kva.example"),
         ('"joe+x 123456"@Example.org', '"joe+x 123456"@example.org'),
+        # internationalised
+        ("j\u00fcrgen@B\u00dcCHER.example", "j\u00fcrgen@xn--bcher-kva.example"),
+        ("ju\u0308rgen@xn--bcher-kva.example", "j\u00fcrgen@xn--bcher-kva.example"),
+        ("j\u00fcrgen+shop@stra\u00dfe.example", "j\u00fcrgen@xn--strae-oqa.example"),
         # BATV
         ("prvs=3120a1b2c3=joe@example.org", "joe@example.org"),
         ("PRVS=3120A1B2C3=joe@example.org", "joe@example.org"),

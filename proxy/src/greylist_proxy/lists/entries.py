@@ -29,7 +29,8 @@ from greylist_proxy.store import Kind
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+")  # a local part without quotes, dots anywhere
+# A local part without quotes, dots anywhere; also an internationalised one (RFC 6531 section 3.3).
+ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.\u0080-\U0010ffff-]+")
 NUMERIC = re.compile(r"[0-9.]+")
 MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
@@ -98,16 +99,16 @@ def mailbox(kind: Kind, value: str) -> str:
     if "@" not in value or value.startswith("@"):
         return "@" + _domain(value.removeprefix("@"), allowed)
     local, _at, domain = value.rpartition("@")
-    local = _unquoted(local)
-    if not ATOMS.fullmatch(local) or (not domain and kind is Kind.SENDER):
+    local = _folded_local(local)
+    if not (ATOMS.fullmatch(local) and local.isprintable()) or (not domain and kind is Kind.SENDER):
         raise EntryError(f"{quoted(value)}: allowed is {allowed}")
-    return f"{local.lower()}@{_domain(domain, allowed) if domain else ''}"
+    return f"{local}@{_domain(domain, allowed) if domain else ''}"
 
 
 def fold(address: str) -> tuple[str, str]:
     """Take an envelope's address apart for a comparison: local part and domain, both "" for the null sender."""
     local, _at, domain = address.rpartition("@")
-    return (composed(_unquoted(local).lower()), domain_key(domain).removesuffix(".")) if local else ("", "")
+    return (_folded_local(local), domain_key(domain).removesuffix(".")) if local else ("", "")
 
 
 def fold_name(name: str) -> str:
@@ -130,6 +131,10 @@ def _domain(value: str, allowed: str) -> str:
             raise EntryError(f"{quoted(value)}: a domain stands for all below it, write it without *.")
         raise EntryError(f"{quoted(value)}: allowed is {allowed}")
     return text
+
+
+def _folded_local(local: str) -> str:
+    return composed(_unquoted(local).lower())
 
 
 def _unquoted(local: str) -> str:
