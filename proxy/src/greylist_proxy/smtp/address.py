@@ -54,7 +54,9 @@ UTF8_MAILBOX = re.compile(
 )
 # What IDNA 2003, the only one at hand, maps away, while IDNA 2008 makes other names of it (RFC 5894 section 7.2).
 AMBIGUOUS = frozenset("\u00df\u03c2\u200c\u200d")
-ROUTING = frozenset("%!@")
+ROUTING = re.compile("[%!@]")
+BAD_SENDER = own_reply(501, "5.1.7", "Bad sender address syntax")
+BAD_RECIPIENT = own_reply(501, "5.1.3", "Bad recipient address syntax")
 ROUTING_DENIED = own_reply(550, "5.1.3", "Routing inside an address is not allowed")
 
 
@@ -127,7 +129,7 @@ def parse_sender(address: str) -> Path:
     """Parse a reverse path; "" is the null sender. AddressError: refused."""
     if not address:
         return Path("")
-    return _mailbox(address, own_reply(501, "5.1.7", "Bad sender address syntax"))
+    return _mailbox(address, BAD_SENDER)
 
 
 def parse_recipient(address: str) -> Path:
@@ -140,9 +142,9 @@ def parse_recipient(address: str) -> Path:
     if address.lower() == "postmaster":
         return Path(address, address)
     local = address.rpartition("@")[0]
-    if ROUTING & set(local if local.isascii() else unicodedata.normalize("NFKC", local)):
+    if ROUTING.search(local if local.isascii() else unicodedata.normalize("NFKC", local)):
         raise AddressError(ROUTING_DENIED, routing=True)
-    return _mailbox(address, own_reply(501, "5.1.3", "Bad recipient address syntax"))
+    return _mailbox(address, BAD_RECIPIENT)
 
 
 def _mailbox(address: str, refusal: Reply) -> Path:
