@@ -55,6 +55,7 @@ class Edge(SMTP):
         "_key",
         "_named",
         "_pause",
+        "_peer",
         "_reading",
         "_services",
         "_tls",
@@ -70,6 +71,7 @@ class Edge(SMTP):
         self._services = services
         self._watch = watch
         self.transport = None
+        self._peer: tuple[str, int] = ("", 0)  # kept: the system forgets it when the connection is reset
         self._closing = False
         self._eof = False
         self._reading = True
@@ -134,7 +136,9 @@ class Edge(SMTP):
             peer = stream.get_extra_info("peername")
             if not peer:
                 self.abort()  # it is gone already
-            elif full:
+                return
+            self._peer = peer[:2]
+            if full:
                 self._turn_away(peer[0], full)
             elif services.settings.is_proxy(peer[0]):
                 self._header = HeaderReader()
@@ -189,10 +193,7 @@ class Edge(SMTP):
     @property
     def host(self) -> str:
         """The address of the client, or of the proxy that has not named one."""
-        if self._named is not None:
-            return self._named.address
-        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
-        return str(peer[0]) if peer else ""
+        return self._named.address if self._named is not None else self._peer[0]
 
     def _met(self, transport: asyncio.Transport) -> Visitor:
         """Return who is connected. It is put together when mail comes: many connections never bring any."""
@@ -202,7 +203,7 @@ class Edge(SMTP):
                 named = self._named
                 host, port, local_address, local_port = named.address, named.port, named.local_address, named.local_port
             else:
-                host, port = transport.get_extra_info("peername")[:2]
+                host, port = self._peer
                 local_address, local_port = transport.get_extra_info("sockname")[:2]
             client = identify(host, services.ipv4_prefix, services.ipv6_prefix)
             self._visitor = Visitor(client, port, local_address, local_port, self._tls, self._early)

@@ -299,9 +299,12 @@ class Session(Edge):
     async def _upgrade(self, transport: asyncio.Transport, context: ssl.SSLContext) -> None:
         try:
             upgraded = await upgrade(transport, self, context, self._services.settings.handshake_timeout)
+        except asyncio.CancelledError:
+            self._handshake_failed("the connection was lost, or it took too long")
+            raise
         except Exception as error:  # noqa: BLE001 - what a hostile handshake raises is not a list to rely on
+            self._handshake_failed(str(error) or type(error).__name__)
             self._task = None
-            self._services.log.event("tls", client=self.host, state="failed", error=str(error) or type(error).__name__)
             self.abort()
             # Whether the transport tells us depends on how far the handshake was.
             self.connection_lost(None)
@@ -313,6 +316,9 @@ class Session(Edge):
         self._reading = True
         self._release(UPGRADE)
         self._go_on()
+
+    def _handshake_failed(self, why: str) -> None:
+        self._services.log.event("tls", client=self.host, state="failed", error=why)
 
     _DO: ClassVar[dict[type, Callable[[Session, Any], None]]] = {
         Hello: _on_hello,
