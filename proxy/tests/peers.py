@@ -15,6 +15,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -138,12 +139,18 @@ POLITE: dict[str, Any] = {
 
 @dataclass
 class ScriptedPeer:
-    """A mail server by script: what it says at each point, and what it heard."""
+    """A mail server by script: what it says at each point, and what it heard.
+
+    With a `context` it goes over to TLS once it has said its 220 to STARTTLS. Replies may be changed while it runs.
+    """
 
     replies: dict[str, Any] = field(default_factory=dict)
+    context: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.lines: list[bytes] = []  # the commands of all connections
+        self.conversations: list[list[bytes]] = []  # the commands of each connection
+        self.tls: list[str] = []  # the TLS versions that were agreed upon
         self.messages: list[bytes] = []  # whole messages on the wire, with their final dot
         self.fragments: list[bytes] = []  # what came of messages whose final dot never did
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -167,15 +174,23 @@ class ScriptedPeer:
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(DEADLINE)
-        with connection, contextlib.suppress(OSError, EOFError):
+        lines: list[bytes] = []
+        self.conversations.append(lines)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, EOFError):
+            stack.enter_context(connection)
             self._say(connection, "connect")
             stream = connection.makefile("rb")
             while line := stream.readline():
                 self.lines.append(line)
+                lines.append(line)
                 verb = line.split()[0].decode().upper()
                 self._say(connection, verb)
                 if verb == "DATA" and self._reply("DATA").startswith(b"354"):
                     self._take_message(connection, stream)
+                if verb == "STARTTLS" and self.context is not None and self._reply(verb).startswith(b"220"):
+                    connection = stack.enter_context(self.context.wrap_socket(connection, server_side=True))
+                    stream = connection.makefile("rb")
+                    self.tls.append(connection.version() or "")
                 if verb == "QUIT":
                     return
 
