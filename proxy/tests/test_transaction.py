@@ -668,6 +668,23 @@ def test_the_file_and_the_backends_own_answers_count_too(stage: Stage, tmp_path:
         assert {reply[:9] for reply in await harvest(stage, "203.0.113.1")} == {"550 5.1.1"}
         assert await stage.rcpt("no9@here.test", source="203.0.113.1") == TOLD
         assert await stage.rcpt("u@here.test", source="203.0.113.1") == TOLD
+        # Nothing is remembered of whom there is not.
+        kept = [each.triplet async for each in stage.store.triplets(Wanted())]
+        assert {each.recipient for each in kept if each.client == "203.0.113.0/24"} == {"u@here.test"}
+
+    stage.run(dialogue)
+
+
+def test_other_refusals_do_not_count(stage: Stage) -> None:
+    async def dialogue() -> None:
+        stage.services.verify_recipient_first = True
+        for number in range(9):
+            await stage.rcpt(f"u{number}%x@here.test")
+            await stage.rcpt(f"u{number}@away.test")
+            await stage.rcpt(f"u{number} @here.test")
+            stage.behind.answers[f"u{number}@here.test"] = Reply(550, (b"5.7.1 your address is blocked",))
+            await stage.rcpt(f"u{number}@here.test")
+        assert (await stage.rcpt("u@here.test")).startswith("450 4.7.1 Greylisted")
 
     stage.run(dialogue)
 
