@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 from greylist_proxy.config_values import ServerAddress
@@ -23,6 +24,7 @@ from greylist_proxy.log import Log
 from greylist_proxy.policy import Rules
 from greylist_proxy.store import Limits, Store
 from greylist_proxy.store.sqlite import SqliteStore
+from greylist_proxy.store.sqlite.inline import InlineReader
 from greylist_proxy.store.valkey import ValkeyStore
 
 from .valkey_servers import shared_cluster, single
@@ -101,6 +103,13 @@ def sqlite_stores(folder: Path) -> Iterator[Stores]:
     yield SqliteStores(folder)
 
 
+@contextmanager
+def sqlite_by_thread_stores(folder: Path) -> Iterator[Stores]:
+    """The way in which a file is read that is too slow for the event loop."""
+    with mock.patch.object(InlineReader, "open"):
+        yield SqliteStores(folder)
+
+
 class ValkeyStores(Stores):
     """Prefixes on a server, or in a cluster."""
 
@@ -129,6 +138,7 @@ def valkey_cluster_stores(folder: Path) -> Iterator[Stores]:
 
 KINDS: dict[str, Callable[[Path], AbstractContextManager[Stores]]] = {
     "sqlite": sqlite_stores,
+    "sqlite-by-thread": sqlite_by_thread_stores,
     "valkey": valkey_stores,
     "valkey-cluster": valkey_cluster_stores,
 }

@@ -21,6 +21,7 @@ from greylist_proxy.policy import Rules
 from greylist_proxy.store import Counts, StoreError, Wanted
 from greylist_proxy.store.sqlite import behind as behind_module
 from greylist_proxy.store.sqlite import sightings as sightings_module
+from greylist_proxy.store.sqlite.inline import InlineReader
 from greylist_proxy.store.sqlite.lookup import look_up
 
 from .sqlite_files import DECISION, ENTRY, NET, A, Files, U, reason
@@ -258,6 +259,8 @@ def test_a_disk_that_hangs_is_an_error_in_time_and_then_at_once(files: Files, mo
     def hang(*arguments: Any) -> Any:
         hangs.wait(60)
         return look_up(*arguments)
+
+    monkeypatch.setattr(InlineReader, "open", lambda _self: None)
 
     async def play() -> None:
         store = files.impatient(0.2)

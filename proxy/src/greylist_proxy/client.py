@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
 from greylist_proxy.log import Log
 from greylist_proxy.names import confirmed_name, looks_dynamic, registrable_domain
+from greylist_proxy.patience import within
 from greylist_proxy.policy import Identity
 from greylist_proxy.resolver import Address, Resolver
 from greylist_proxy.spf import Spf, SpfChecker
@@ -26,31 +29,45 @@ from greylist_proxy.spf import Spf, SpfChecker
 T = TypeVar("T")
 ClientKey = Literal["spf", "ptr", "network"]
 
+REMEMBERED_CLIENTS = 1024  # whose addresses need not be parsed again; half a kilobyte each
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client as the decision sees it."""
+    """A client as the decision sees it; `text` is its address as it is written."""
 
     address: Address
     network: str
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            object.__setattr__(self, "text", str(self.address))
 
     @property
     def literal(self) -> str:
         """The address literal of RFC 5321 section 4.1.3, as a trace header wants it."""
-        return f"[IPv6:{self.address}]" if self.address.version == 6 else f"[{self.address}]"
+        return f"[IPv6:{self.text}]" if self.address.version == 6 else f"[{self.text}]"
 
 
+@lru_cache(maxsize=REMEMBERED_CLIENTS)
 def identify(peer: str, ipv4_prefix: int, ipv6_prefix: int) -> Client:
     """Make a Client of a socket's peer address.
 
     An IPv4 address in IPv6 clothes (`::ffff:192.0.2.1`) is the IPv4 client that it stands for, and a scope
     (`fe80::1%eth0`) says something about our interfaces, not about the client. ValueError: no IP address.
     """
-    address: Address = ipaddress.ip_address(peer.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    prefix = ipv4_prefix if address.version == 4 else ipv6_prefix
-    return Client(address, str(ipaddress.ip_network((address, prefix), strict=False)))
+    try:
+        octets = socket.inet_pton(socket.AF_INET, peer)
+    except (OSError, ValueError):
+        address: Address = ipaddress.ip_address(peer.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        prefix = ipv4_prefix if address.version == 4 else ipv6_prefix
+        return Client(address, str(ipaddress.ip_network((address, prefix), strict=False)))
+    # Four times as fast, for the most frequent kind by far.
+    network = int.from_bytes(octets) >> 32 - ipv4_prefix << 32 - ipv4_prefix
+    return Client(ipaddress.IPv4Address(octets), f"{socket.inet_ntoa(network.to_bytes(4))}/{ipv4_prefix}", peer)
 
 
 class Origin:
@@ -66,7 +83,7 @@ class Origin:
         self.helo = helo
         self.sender = sender
         self._identifier = identifier
-        self._lock = asyncio.Lock()
+        self._lock: asyncio.Lock | None = None
         self._deadline: float | None = None
         self._names: tuple[str, ...] | None = None
         self._spf: Spf | None = None
@@ -74,12 +91,12 @@ class Origin:
 
     async def names(self) -> tuple[str, ...]:
         """Return the client's forward-confirmed names, in lower case; none where the DNS fails."""
-        async with self._lock:
-            if self._names is not None:
-                return self._names
-            names: tuple[str, ...] = await self._ask(self._identifier.find_names, ())
-            self._names = names
-            return names
+        if self._names is None:
+            async with self._alone():
+                if self._names is None:
+                    nobody: tuple[str, ...] = ()
+                    self._names = await self._ask(self._identifier.find_names, nobody)
+        return self._names
 
     @property
     def known_names(self) -> tuple[str, ...]:
@@ -88,37 +105,40 @@ class Origin:
 
     async def spf(self) -> Spf:
         """Return what SPF says of client and sender (of client and HELO name, for the null sender)."""
-        async with self._lock:
-            if self._spf is None:
-                self._spf = await self._ask(self._identifier.check_spf, Spf("temperror"))
-            return self._spf
+        if self._spf is None:
+            async with self._alone():
+                if self._spf is None:
+                    self._spf = await self._ask(self._identifier.check_spf, Spf("temperror"))
+        return self._spf
 
     async def identities(self) -> tuple[Identity, ...]:
         """Return how the client is recognised: by its network first, then by what `client_key` adds."""
         if self._identities is None:
-            network = Identity(self.client.network, str(self.client.address))
-            self._identities = (network, *await self._further())
+            network = Identity(self.client.network, self.client.text)
+            further = () if self._identifier.client_key == "network" else await self._further()
+            self._identities = (network, *further)
         return self._identities
 
-    async def _further(self) -> list[Identity]:
-        match self._identifier.client_key:
-            case "spf":
-                domain = (await self.spf()).domain
-                return [Identity(f"spf:{domain}", f"spf:{domain}")] if domain else []
-            case "ptr":
-                address = self.client.address
-                domains = [registrable_domain(name) for name in await self.names() if not looks_dynamic(name, address)]
-                # A hoster's domain is in the names of all its customers: it earns nothing.
-                return [Identity(f"ptr:{domain}", "") for domain in dict.fromkeys(domains) if domain]
-            case "network":
-                return []
+    async def _further(self) -> Sequence[Identity]:
+        if self._identifier.client_key == "spf":
+            domain = (await self.spf()).domain
+            return [Identity(f"spf:{domain}", f"spf:{domain}")] if domain else ()
+        address = self.client.address
+        domains = [registrable_domain(name) for name in await self.names() if not looks_dynamic(name, address)]
+        # A hoster's domain is in the names of all its customers: it earns nothing.
+        return [Identity(f"ptr:{domain}", "") for domain in dict.fromkeys(domains) if domain]
 
-    async def _ask(self, question: Callable[[Origin], Awaitable[T]], otherwise: T) -> T:
+    def _alone(self) -> asyncio.Lock:
+        """Return what makes each question be asked once; most origins need none."""
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        return self._lock
+
+    async def _ask(self, question: Callable[[Origin], Coroutine[Any, Any, T]], otherwise: T) -> T:
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._identifier.timeout
         try:
-            async with asyncio.timeout_at(self._deadline):
-                return await question(self)
+            return await within(question(self), self._deadline)
         except TimeoutError:
             return otherwise
         except Exception as error:  # noqa: BLE001 - mail goes on by the network; the log has what went wrong

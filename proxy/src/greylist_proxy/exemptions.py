@@ -23,7 +23,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from greylist_proxy.client import Origin
@@ -39,8 +38,7 @@ from greylist_proxy.resolver import Resolver
 from greylist_proxy.store import Changes, Entry
 
 
-@dataclass(frozen=True, slots=True)
-class _Question:
+class _Question(NamedTuple):
     """One recipient of one transaction, folded for comparisons."""
 
     origin: Origin
@@ -72,11 +70,13 @@ class Exemptions:
         self._configured = _read(allow, trap)
         self._entries = RuntimeEntries()
         self._coming: RuntimeEntries | None = None  # those that a restart tells anew, until all are there
+        self._arrange()
 
     async def reload(self, allow: AllowSection, trap: TrapSection) -> Sequence[str]:
         """Read the files again, and return the new `warnings`; entries stay. ListError: everything stays as it was."""
         # A million lines take seconds.
         self._configured = await asyncio.to_thread(_read, allow, trap)
+        self._arrange()
         return self.warnings
 
     @property
@@ -108,27 +108,32 @@ class Exemptions:
                 problems.append(f"an entry of kind {change.kind} does not count: {error}")
         if self._coming is not None and not changes.more:
             self._entries, self._coming = self._coming, None
+        self._arrange()
         return problems
 
     def put(self, entry: Entry) -> None:
         """Take over an entry that was just made, in place of one with its kind and value. EntryError: can't count."""
         for entries in filter(None, (self._entries, self._coming)):
             entries.put(entry)
+        self._arrange()
 
     def expire(self, now: float) -> None:
         """Let go of entries that have expired. They count no more in any case; this frees their memory."""
         self._entries.expire(now)
+        self._arrange()
 
     async def match(self, origin: Origin, recipient: str) -> Decision | None:
         """Decide by lists; None: no list says anything, and the greylist is to be asked."""
         if is_exempt(recipient):
             return EXEMPT
+        if not self._has_lists:
+            return None
         question = _Question(origin, self._clock(), fold(origin.sender), fold(recipient))
         return (
-            await self._allowed((self._configured.files.tables, self._entries.allow), question)
-            or await self._blocked(question)
+            (await self._allowed(self._allowing, question) if self._allowing else None)
+            or (await self._blocked(question) if self._entries.block else None)
             or self._trapped_client(question)
-            or await self._allowed((self._entries.learned, self._configured.shipped), question)
+            or (await self._allowed(self._exempting, question) if self._exempting else None)
         )
 
     async def dns_allowed(self, origin: Origin) -> Decision | None:
@@ -141,13 +146,21 @@ class Exemptions:
 
     def is_trap(self, recipient: str) -> bool:
         """Tell whether a recipient is a spam trap, by file or entry; postmaster and abuse never are."""
-        if is_exempt(recipient):
+        if not self._has_traps or is_exempt(recipient):
             return False
         local, domain = fold(recipient)
         now = self._clock()
         return bool(
             self._configured.files.traps.find(local, domain, now) or self._entries.traps.find(local, domain, now)
         )
+
+    def _arrange(self) -> None:
+        """Note which lists have anything in them: the others need not be looked at for each recipient."""
+        files, entries = self._configured.files, self._entries
+        self._allowing = [tables for tables in (files.tables, entries.allow) if tables]
+        self._exempting = [tables for tables in (entries.learned, self._configured.shipped) if tables]
+        self._has_lists = bool(self._allowing or entries.block or entries.trapped or self._exempting)
+        self._has_traps = bool(files.traps or entries.traps)
 
     async def _allowed(self, lists: Sequence[Tables], question: _Question) -> Decision | None:
         origin, now = question.origin, question.now

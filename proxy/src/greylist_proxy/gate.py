@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from greylist_proxy import policy
 from greylist_proxy.client import Origin
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.log import Log
 from greylist_proxy.normalise import address_key, recipient_key
+from greylist_proxy.patience import within
 from greylist_proxy.policy import Decision, Found, Identity, Mode, Reason, Rules, Verdict
 from greylist_proxy.store import Action, Entry, Kind, Logged, Source, Store
 from greylist_proxy.tasks import Tasks
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_EVERY = 1.0  # seconds between two questions to a store that fails
@@ -79,12 +80,10 @@ class Gate:
         identities = await origin.identities()
         listed = await self._exemptions.dns_allowed(origin)
         sender, to = address_key(origin.sender), recipient_key(recipient)
-        question = partial(self._store.observe, identities, sender, to, record=record and listed is None)
-        sighting = await self._ask(question)
+        sighting = await self._ask(self._store.observe, identities, sender, to, record=record and listed is None)
         if sighting is None:
             return listed or self._on_failure
-        found = list(zip(identities, sighting.found, strict=True))
-        decision = policy.judge(found, sighting.now, self.rules)
+        decision = policy.judge(list(zip(identities, sighting.found, strict=True)), sighting.now, self.rules)
         if decision.reason is Reason.AUTO_ALLOWED:
             return decision
         if listed is not None:
@@ -111,10 +110,10 @@ class Gate:
         now = self._clock()
         decision = Decision(Verdict.DEFER, Reason.TRAP, round(self.trap_block), rule=f"trap {recipient}")
         if record and self.rules.mode is Mode.ENFORCE:
-            address = str(origin.client.address)
+            address = origin.client.text
             note = f"mailed the spam trap {recipient}"
             entry = Entry(Kind.CLIENT, address, Action.BLOCK, Source.TRAP, now, now + self.trap_block, note)
-            if await self._ask(partial(self._store.put_entry, entry)):
+            if await self._ask(self._store.put_entry, entry):
                 self._exemptions.put(entry)
             undo = f"greylist-proxy entries remove client {address}"
             self._log.event("trap", client=address, recipient=recipient, seconds=round(self.trap_block), undo=undo)
@@ -128,22 +127,34 @@ class Gate:
         `is_early` where the client talked before it was greeted; only the log has it.
         """
         client = origin.client
-        fields = {
-            "verdict": str(decision.verdict),
-            "reason": str(decision.reason),
-            "client": str(client.address),
-            "network": client.network,
-            "sender": origin.sender,
-            "recipient": recipient,
-            "seconds_left": decision.seconds_left,
-            "id": ident,
-        }
-        extra = {"key": decision.key, "rule": decision.rule, "would": decision.would and str(decision.would)}
-        told: dict[str, object] = {name: value for name, value in extra.items() if value}
-        if is_early:
-            told["early"] = True
-        self._log.event("decision", **fields, **told)
-        self._store.note(Logged(time=self._clock(), **fields, **extra))  # type: ignore[arg-type]
+        logged = Logged(
+            self._clock(),
+            decision.verdict,
+            decision.reason,
+            client.text,
+            client.network,
+            origin.sender,
+            recipient,
+            decision.seconds_left,
+            ident,
+            decision.key,
+            decision.rule,
+            decision.would,
+        )
+        self._store.note(logged)
+        extra = {"key": decision.key, "rule": decision.rule, "would": decision.would, "early": is_early}
+        self._log.event(
+            "decision",
+            verdict=decision.verdict,
+            reason=decision.reason,
+            client=client.text,
+            network=client.network,
+            sender=origin.sender,
+            recipient=recipient,
+            seconds_left=decision.seconds_left,
+            id=ident,
+            **{name: value for name, value in extra.items() if value},
+        )
 
     async def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:
         """Note the backend's final 250 for these recipients. Never raises.
@@ -168,7 +179,7 @@ class Gate:
     async def _note_delivery(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
     ) -> None:
-        await self._ask(partial(self._store.delivered, identities, sender, recipients, counts=counts))
+        await self._ask(self._store.delivered, identities, sender, recipients, counts=counts)
 
     # -- beside the decisions --
 
@@ -185,7 +196,7 @@ class Gate:
     async def _follow(self) -> None:
         more = True
         while more:
-            changes = await self._ask(partial(self._store.changes, self._followed))
+            changes = await self._ask(self._store.changes, self._followed)
             if changes is None:
                 break
             for sentence in self._exemptions.apply(changes):
@@ -204,15 +215,17 @@ class Gate:
         """Close the store after everything that was asked of it."""
         await self._store.close()
 
-    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T | None:
+    async def _ask(
+        self, question: Callable[P, Coroutine[Any, Any, T]], *arguments: P.args, **named: P.kwargs
+    ) -> T | None:
         """Put a question to the store, if it works; None: no answer."""
         if self._failing and time.monotonic() < self._next_try:
             return None
         # While it fails, this one asks, and the others must not queue behind it.
         self._next_try = time.monotonic() + RETRY_EVERY
         try:
-            async with asyncio.timeout(STORE_PATIENCE):
-                answer = await question()
+            deadline = asyncio.get_running_loop().time() + STORE_PATIENCE
+            answer = await within(question(*arguments, **named), deadline)
         except Exception as error:  # noqa: BLE001 - whatever it is, mail goes on
             self._next_try = time.monotonic() + RETRY_EVERY
             if not self._failing:

@@ -216,11 +216,15 @@ def judge(found: Sequence[tuple[Identity, Found]], now: float, rules: Rules) -> 
 
     ValueError: a client has at least one identity.
     """
-    # Which identity's answer is told: the one that passes, else the one that waits least, else (all are new) the first.
-    (reason, wait), identity = min(
-        ((_judge_one(facts, now, rules), identity) for identity, facts in found),
-        key=lambda judged: (_RANK[judged[0][0]], judged[0][1]),
-    )
+    if len(found) == 1:
+        ((identity, facts),) = found
+        reason, wait = _judge_one(facts, now, rules)
+    else:
+        # Whose answer is told: the one that passes, else the one that waits least, else (all are new) the first.
+        (reason, wait), identity = min(
+            ((_judge_one(facts, now, rules), identity) for identity, facts in found),
+            key=lambda judged: (_RANK[judged[0][0]], judged[0][1]),
+        )
     if wait > 0:
         return Decision(Verdict.DEFER, reason, math.ceil(wait), identity.key)
     return Decision(Verdict.ALLOW, Reason.NEW if reason is Reason.PENDING_CAP else reason, 0, identity.key)

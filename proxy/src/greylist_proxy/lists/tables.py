@@ -233,6 +233,9 @@ class Tables:
         """Whether a client's name could be found: without one, nobody has to ask the DNS for it."""
         return bool(self.names or self.name_patterns)
 
+    def __bool__(self) -> bool:
+        return bool(self.networks or self.has_names or self.senders or self.recipients or self.recipient_patterns)
+
     def _by_text(self, kind: Kind) -> Domains | Mailboxes:
         if kind is Kind.CLIENT:
             return self.names

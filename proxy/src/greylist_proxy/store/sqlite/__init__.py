@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The store in one SQLite file, which several processes may share.
 
-The event loop never touches the file. Three threads do, each with a connection of its own: one looks sightings up
-(`sightings.py`), one writes, and one serves people who look, so that no mail waits for a count of a
-million rows. What sightings and deliveries change is kept in an overlay (`overlay.py`), where the next sighting
-finds it, and is committed within 100 ms (`behind.py`, `commit.py`).
+Sightings are looked up (`sightings.py`) in the event loop's thread as long as that is a matter of microseconds
+(`inline.py`), else in a thread. Two more threads, each with a connection of its own, write and serve people who look,
+so that no mail waits for a count of a million rows. What sightings and deliveries change is kept in an overlay
+(`overlay.py`), where the next sighting finds it, and is committed within 100 ms (`behind.py`, `commit.py`).
 
 So within a process each sighting is one step, and of many sightings of one triplet exactly one is the first. With
 several processes each sees the others' commits, after 100 ms and a commit: two that see a triplet for the
@@ -28,6 +28,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,10 +53,11 @@ from greylist_proxy.store.sqlite.behind import WriteBehind
 from greylist_proxy.store.sqlite.commit import transaction
 from greylist_proxy.store.sqlite.expire import Sweep
 from greylist_proxy.store.sqlite.file import DatabaseFile
+from greylist_proxy.store.sqlite.inline import InlineReader
 from greylist_proxy.store.sqlite.listing import Page
 from greylist_proxy.store.sqlite.overlay import Delivery
 from greylist_proxy.store.sqlite.sightings import Sightings
-from greylist_proxy.store.sqlite.values import clean, from_ms, to_ms
+from greylist_proxy.store.sqlite.values import clean, from_ms, is_clean, to_ms
 from greylist_proxy.store.sqlite.worker import Work, Worker
 
 T = TypeVar("T")
@@ -81,7 +83,8 @@ class SqliteStore:
             Worker(f"sqlite-{task}", DatabaseFile(path, patience, log)) for task in ("lookups", "writes", "listings")
         )
         self._behind = WriteBehind(self._name, self._writes, self._get_rules, limits, self._now)
-        self._sightings = Sightings(self._name, self._lookups, self._behind, self._get_rules, limits)
+        self._reader = InlineReader(DatabaseFile(path, patience, log), self._lookups)
+        self._sightings = Sightings(self._name, self._reader, self._lookups, self._behind, self._get_rules, limits)
         self._sweep = Sweep()
         self._is_closed = False
 
@@ -97,8 +100,10 @@ class SqliteStore:
     ) -> Sighting:
         """Look a sighting up and keep what is new of it; see `Store`."""
         self._check_open()
-        cleaned = [Identity(clean(key), clean(earner)) for key, earner in identities]
-        return await self._sightings.observe(cleaned, clean(sender), clean(recipient), self._now(), record=record)
+        if not is_clean(sender, recipient, *chain.from_iterable(identities)):
+            identities = [Identity(clean(key), clean(earner)) for key, earner in identities]
+            sender, recipient = clean(sender), clean(recipient)
+        return await self._sightings.observe(identities, sender, recipient, self._now(), record=record)
 
     async def delivered(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
@@ -203,6 +208,7 @@ class SqliteStore:
         self._is_closed = True
         self._behind.stop()
         self._sightings.stop(StoreError(f"{self._name}: closed"))
+        self._reader.close()
         workers = (self._lookups, self._writes, self._listings)
         await asyncio.gather(*(worker.close(self._limits.timeout) for worker in workers))
 

@@ -55,7 +55,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 
 class DatabaseFile:
-    """One thread's connection, opened on first use and again after errors.
+    """One connection, for a thread at a time, opened on first use and again after errors.
 
     `patience`: seconds to wait for another process's lock.
     """
@@ -98,6 +98,10 @@ class DatabaseFile:
             self._drop()
             raise
 
+    def opened(self) -> sqlite3.Connection | None:
+        """Return the connection where it is open, and the path is still that file; OSError: the path can't be seen."""
+        return self._connection if self._inode == self._inode_of_path() else None
+
     def close(self) -> None:
         """Close the connection; no error."""
         self._drop()
@@ -117,12 +121,15 @@ class DatabaseFile:
             raise IsADirectoryError
         # Before anything is read: damage may show while the file is opened.
         self._inode = self._inode_of_path()
-        connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None)
+        # One thread at a time uses it, but the loop's is opened and closed by another (`inline.py`).
+        connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None, check_same_thread=False)
         try:
             # First, so that a file that is not for us stays as it is.
             schema.prepare(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
+            # What a statement would need to undo itself would go into a file from 64 KiB on.
+            connection.execute("PRAGMA temp_store = MEMORY")
             connection.execute(f"PRAGMA journal_size_limit = {64 << 20:d}")
         except BaseException:
             connection.close()

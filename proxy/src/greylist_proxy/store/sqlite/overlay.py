@@ -110,11 +110,8 @@ class Overlay:
 
     # -- writing --
 
-    def see(self, triplet: Triplet, before: Record | None, kept: Kept, now: float, rules: Rules) -> None:
-        """Keep a sighting's record; `before` is what `record` said. Nothing where nothing changes."""
-        after = policy.seen(before, now, rules)
-        if after == before:
-            return
+    def see(self, triplet: Triplet, before: Record | None, after: Record, kept: Kept, now: float, rules: Rules) -> None:
+        """Keep what `policy.seen` made of a record; `before` is what `record` said."""
         self.filling.records[triplet] = after
         if before is None or policy.is_expired(before, now, rules):
             if not is_shared(triplet):
@@ -153,6 +150,11 @@ class Overlay:
                     kept = policy.earn(kept, delivery.time, rules, counts=delivery.counts)
         return kept
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether any client has such triplets as `passed` gives."""
+        return bool(self.filling.passed) or (self.sealed is not None and bool(self.sealed.passed))
+
     def passed(self, client: str) -> set[Triplet]:
         """Return a client's triplets that a delivery made known, while the file may still say that they are pending."""
         return set().union(
@@ -164,13 +166,16 @@ class Overlay:
 
         Those that have `passed` are to be left out of `kept`.
         """
-        fresh: set[Triplet] = set()
-        for generation in (self.sealed, self.filling):
-            if generation is not None and generation.number > committed:
-                fresh |= generation.fresh.get(client, set())
         missing = rules.max_pending - kept
+        fresh = [
+            generation.fresh[client]
+            for generation in (self.sealed, self.filling)
+            if generation is not None and generation.number > committed and client in generation.fresh
+        ]
         # Most clients are far from it, and need no look at each record.
-        return len(fresh) >= missing and sum(self._is_pending(triplet, now, rules) for triplet in fresh) >= missing
+        return sum(map(len, fresh)) >= missing and missing <= sum(
+            self._is_pending(triplet, now, rules) for triplet in set().union(*fresh)
+        )
 
     def _is_pending(self, triplet: Triplet, now: float, rules: Rules) -> bool:
         record = self._written(triplet)

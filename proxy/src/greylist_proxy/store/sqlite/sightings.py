@@ -1,23 +1,24 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Gathering sightings for one lookup, and working its answers off.
+"""Answering sightings: at once where the file can be read in the event loop (`inline.py`), else by a thread.
 
-There is at most one lookup under way. What is asked meanwhile waits for the next one, so the busier it is, the more is
-answered at once. The answers are worked off one after the other in the event loop, each over what the ones
-before it wrote: that makes a sighting one step.
+For the thread, sightings are gathered. There is at most one lookup of its under way, what is asked meanwhile waits for
+the next one, so the busier it is, the more is answered at once. Either way the answers are worked off one after the
+other in the event loop, each over what the ones before it wrote: that makes a sighting one step.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from greylist_proxy import policy
 from greylist_proxy.policy import Found, Identity, Record, Rules, Triplet
 from greylist_proxy.store import Limits, Sighting, StoreError
 from greylist_proxy.store.sqlite.behind import WriteBehind
+from greylist_proxy.store.sqlite.inline import InlineReader
 from greylist_proxy.store.sqlite.lookup import Answer, Answers, Question, look_up
 from greylist_proxy.store.sqlite.overlay import Kept, shared_triplet
 from greylist_proxy.store.sqlite.worker import Worker
@@ -26,21 +27,28 @@ MAX_ASKING = 10_000  # sightings that wait for an answer
 
 
 class _Asking(NamedTuple):
-    """A sighting that waits for its answer."""
+    """A sighting that is to be answered."""
 
     identities: Sequence[Identity]
     sender: str
     recipient: str
     record: bool
     now: float
+
+
+class _Waiting(NamedTuple):
+    """One that waits for a thread."""
+
+    asking: _Asking
     future: asyncio.Future[Sighting]
 
 
 class _Seen(NamedTuple):
-    """A record that is to be written: the one before, and what the file said."""
+    """The record that a sighting is about: before and after it, and what the file said."""
 
     triplet: Triplet
     before: Record | None
+    after: Record
     kept: Kept
 
 
@@ -48,15 +56,22 @@ class Sightings:
     """The sightings that are being answered."""
 
     def __init__(
-        self, name: str, worker: Worker, behind: WriteBehind, rules: Callable[[], Rules], limits: Limits
+        self,
+        name: str,
+        reader: InlineReader,
+        worker: Worker,
+        behind: WriteBehind,
+        rules: Callable[[], Rules],
+        limits: Limits,
     ) -> None:
         self._name = name
+        self._reader = reader
         self._worker = worker
         self._behind = behind
         self._rules = rules
         self._limits = limits
-        self._asking: list[_Asking] = []
-        self._asked: list[_Asking] | None = None  # whose lookup is under way
+        self._waiting: list[_Waiting] = []
+        self._asked: list[_Waiting] | None = None  # whose lookup is under way
         self._deadline: asyncio.TimerHandle | None = None
         self._is_late = False
 
@@ -64,37 +79,42 @@ class Sightings:
         self, identities: Sequence[Identity], sender: str, recipient: str, now: float, *, record: bool
     ) -> Sighting:
         """Answer a sighting; see `Store.observe`."""
-        if self._is_late or len(self._asking) >= MAX_ASKING:
-            raise StoreError(f"{self._name}: it does not answer")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Sighting] = loop.create_future()
-        if not self._asking and self._asked is None:
-            loop.call_soon(self._ask)  # after everything else that is ready in this round
-        self._asking.append(_Asking(identities, sender, recipient, record, now, future))
-        return await future
+        asking = _Asking(identities, sender, recipient, record, now)
+        rules = self._rules()
+        questions = _questions(asking)
+        passed = self._passed(questions, now)
+        answers = self._reader.use(
+            look_up, [*questions, *passed], self._behind.writer, rules.max_pending + len(passed), rules
+        )
+        if answers is not None:
+            return self._answer(asking, iter(answers.answers), answers.committed, self._no_longer(answers, passed))
+        return await self._wait(asking)
 
     def stop(self, error: StoreError) -> None:
         """Answer all that wait with an error."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._fail([*(self._asked or []), *self._asking], error)
-        self._asking = []
+        self._fail([*(self._asked or []), *self._waiting], error)
+        self._waiting = []
+
+    # -- by a thread --
+
+    async def _wait(self, asking: _Asking) -> Sighting:
+        if self._is_late or len(self._waiting) >= MAX_ASKING:
+            raise StoreError(f"{self._name}: it does not answer")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Sighting] = loop.create_future()
+        if not self._waiting and self._asked is None:
+            loop.call_soon(self._ask)  # after everything else that is ready in this round
+        self._waiting.append(_Waiting(asking, future))
+        return await future
 
     def _ask(self) -> None:
-        asked, self._asking = self._asking, []
+        asked, self._waiting = self._waiting, []
         if not asked:
             return
-        questions = [
-            Question(Triplet(identity.key, asking.sender, asking.recipient), identity.earner, asking.now)
-            for asking in asked
-            for identity in asking.identities
-        ]
-        # What has been delivered is no longer pending, whatever the file still says: it has to be asked for.
-        passed = [
-            Question(triplet, "", asked[-1].now)
-            for client in {question.triplet.client for question in questions}
-            for triplet in self._behind.overlay.passed(client)
-        ]
+        questions = [question for waiting in asked for question in _questions(waiting.asking)]
+        passed = self._passed(questions, asked[-1].asking.now)
         rules, writer = self._rules(), self._behind.writer
         most_pending = rules.max_pending + len(passed)
         try:
@@ -112,8 +132,8 @@ class Sightings:
     def _late(self) -> None:
         self._is_late = True
         error = StoreError(f"{self._name}: no answer within {self._limits.timeout:g} seconds")
-        self._fail([*(self._asked or []), *self._asking], error)
-        self._asking = []
+        self._fail([*(self._asked or []), *self._waiting], error)
+        self._waiting = []
 
     def _answered(self, answers: Answers, error: StoreError | None, passed: Sequence[Question]) -> None:
         asked, self._asked = self._asked or [], None
@@ -124,37 +144,63 @@ class Sightings:
             self._fail(asked, error)
         else:
             following = iter(answers.answers)
-            no_longer = Counter(
-                question.triplet.client
-                for question, answer in zip(passed, answers.answers[len(answers.answers) - len(passed) :], strict=True)
-                if _counts(answer.kept.pending, question.now, self._rules())
-            )
-            for asking in asked:
+            no_longer = self._no_longer(answers, passed)
+            for asking, future in asked:
                 # Each takes its own, also where nobody waits for it any more.
                 its_answers = [next(following) for _identity in asking.identities]
-                if not asking.future.done():
-                    self._answer(asking, its_answers, answers.committed, no_longer)
+                if future.done():
+                    continue
+                try:
+                    future.set_result(self._answer(asking, iter(its_answers), answers.committed, no_longer))
+                except StoreError as trouble:
+                    future.set_exception(trouble)
+            self._reader.open()
         self._behind.lookup_ends()
         self._ask()
 
-    def _answer(self, asking: _Asking, answers: Sequence[Answer], committed: int, no_longer: Mapping[str, int]) -> None:
+    # -- the answer --
+
+    def _passed(self, questions: Sequence[Question], now: float) -> Sequence[Question]:
+        """Return what else is to be asked: what has been delivered is no longer pending, whatever the file says."""
+        overlay = self._behind.overlay
+        if not overlay.has_passed:
+            return ()
+        clients = dict.fromkeys(question.triplet.client for question in questions)
+        return [Question(triplet, "", now) for client in clients for triplet in overlay.passed(client)]
+
+    def _no_longer(self, answers: Answers, passed: Sequence[Question]) -> Mapping[str, int]:
+        """Count by client what the file still has as pending, and is not: the answers to what `_passed` asked."""
+        if not passed:
+            return {}
+        rules = self._rules()
+        return Counter(
+            question.triplet.client
+            for question, answer in zip(passed, answers.answers[len(answers.answers) - len(passed) :], strict=True)
+            if _counts(answer.kept.pending, question.now, rules)
+        )
+
+    def _answer(
+        self, asking: _Asking, answers: Iterator[Answer], committed: int, no_longer: Mapping[str, int]
+    ) -> Sighting:
+        """Say what was known, and keep what is new; StoreError: it can't be kept."""
         rules = self._rules()
         found: list[Found] = []
-        seen: list[_Seen] = []
-        for identity, answer in zip(asking.identities, answers, strict=True):
-            pending = answer.pending - no_longer.get(identity.key, 0)
-            facts, its_seen = self._find(asking, identity, answer._replace(pending=pending), committed, rules)
+        news: list[_Seen] = []
+        for identity in asking.identities:
+            answer = next(answers)
+            if no_longer:
+                answer = answer._replace(pending=answer.pending - no_longer.get(identity.key, 0))
+            facts, seen = self._find(asking, identity, answer, committed, rules)
             found.append(facts)
-            if its_seen is not None and policy.seen(its_seen.before, asking.now, rules) != its_seen.before:
-                seen.append(its_seen)
-        if asking.record and seen:
+            if seen is not None and seen.after != seen.before:
+                news.append(seen)
+        if asking.record and news:
             if (error := self._behind.trouble()) is not None:
-                asking.future.set_exception(error)
-                return
-            for triplet, before, kept in seen:
-                self._behind.overlay.see(triplet, before, kept, asking.now, rules)
+                raise error
+            for triplet, before, after, kept in news:
+                self._behind.overlay.see(triplet, before, after, kept, asking.now, rules)
             self._behind.changed()
-        asking.future.set_result(Sighting(asking.now, tuple(found)))
+        return Sighting(asking.now, tuple(found))
 
     def _find(
         self, asking: _Asking, identity: Identity, answer: Answer, committed: int, rules: Rules
@@ -164,21 +210,30 @@ class Sightings:
         triplet = Triplet(identity.key, asking.sender, asking.recipient)
         record = overlay.record(triplet, answer.kept, now, rules)
         earned = overlay.earned(identity.earner, answer.earned, committed, rules)
-        if policy.has_earned(earned, now, rules):
+        if earned is not None and policy.has_earned(earned, now, rules):
             return Found(record, earned=earned), None
+        is_shared, kept = False, answer.kept
         if not _counts(record, now, rules):
             shared = shared_triplet(identity.key, asking.recipient)
             its_record = overlay.record(shared, answer.shared, now, rules)
-            is_full = overlay.is_full(identity.key, answer.pending, committed, now, rules)
-            if is_full or _counts(its_record, now, rules):
-                return Found(its_record, shared=True, earned=earned), _Seen(shared, its_record, answer.shared)
-        return Found(record, earned=earned), _Seen(triplet, record, answer.kept)
+            is_shared = _counts(its_record, now, rules) or overlay.is_full(
+                identity.key, answer.pending, committed, now, rules
+            )
+            if is_shared:
+                triplet, record, kept = shared, its_record, answer.shared
+        return Found(record, is_shared, earned), _Seen(triplet, record, policy.seen(record, now, rules), kept)
 
     @staticmethod
-    def _fail(askings: Sequence[_Asking], error: StoreError) -> None:
-        for asking in askings:
-            if not asking.future.done():
-                asking.future.set_exception(error)
+    def _fail(waiting: Sequence[_Waiting], error: StoreError) -> None:
+        for _asking, future in waiting:
+            if not future.done():
+                future.set_exception(error)
+
+
+def _questions(asking: _Asking) -> list[Question]:
+    return [
+        Question(Triplet(key, asking.sender, asking.recipient), earner, asking.now) for key, earner in asking.identities
+    ]
 
 
 def _counts(record: Record | None, now: float, rules: Rules) -> bool:

@@ -18,9 +18,15 @@ def from_ms(milliseconds: int) -> float:
     return milliseconds / 1000
 
 
+def is_clean(*texts: str) -> bool:
+    """Tell whether `clean` is sure to leave all of them as they are."""
+    text = "".join(texts)
+    return text.isascii() and "\0" not in text
+
+
 def clean(text: str) -> str:
-    """Write what UTF-8 or SQLite's JSON can't hold (surrogates, NUL) as an escape."""
-    if text.isascii() and "\0" not in text:
+    """Write what UTF-8 can't hold (surrogates) or SQLite would end a text at (NUL) as an escape."""
+    if is_clean(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 

@@ -1,0 +1,46 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Waiting for something, up to a deadline, at no cost where there is nothing to wait for.
+
+A deadline needs a timer, which costs as much as a whole look into the store. But most that is asked here is answered
+from memory: such a coroutine runs to its end at the first step, and needs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from types import coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def within(question: Coroutine[Any, Any, T], deadline: float) -> T:
+    """Await a coroutine until a time of the event loop's clock; TimeoutError: it was cancelled then."""
+    try:
+        awaited = question.send(None)
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
+    async with asyncio.timeout_at(deadline):
+        return await _rest(question, awaited)
+
+
+@coroutine
+def _rest(question: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+    """Go on with a coroutine that has begun and awaits something; what happens to us happens to it."""
+    try:
+        while True:
+            try:
+                sent = yield awaited
+            except GeneratorExit:
+                question.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - as `yield from` does it
+                awaited = question.throw(error)
+            else:
+                awaited = question.send(sent)
+    except StopIteration as end:
+        answer: T = end.value
+        return answer

@@ -1,0 +1,228 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading a SQLite file in the event loop's thread: when it is done there, and when a thread has to."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from greylist_proxy.policy import Identity, Rules, judge
+from greylist_proxy.store import Limits, Wanted
+from greylist_proxy.store.sqlite import SqliteStore, inline
+from greylist_proxy.store.sqlite import sightings as sightings_module
+from greylist_proxy.store.sqlite.inline import InlineReader
+from greylist_proxy.store.sqlite.lookup import look_up
+
+from .sqlite_files import NET, RULES, A, Files, U, reason
+
+
+class Spy:
+    """Stands for `look_up`, notes which thread called it, and does what a test wants first."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.in_loop: list[bool] = []
+        self.before: Callable[[], None] = lambda: None
+        self._loop = threading.get_ident()
+        monkeypatch.setattr(sightings_module, "look_up", self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.in_loop.append(threading.get_ident() == self._loop)
+        if self.in_loop[-1]:
+            self.before()
+        return look_up(*arguments)
+
+    @property
+    def last(self) -> bool:
+        """Whether the last look was one of the loop's thread."""
+        return self.in_loop[-1]
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(monkeypatch)
+
+
+async def until_inline(store: SqliteStore, spy: Spy) -> None:
+    for _n in range(500):
+        looks = len(spy.in_loop)
+        await reason(store, "other@far.test")
+        if spy.in_loop[looks]:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the file is never read in the loop")
+
+
+def test_after_the_first_look_the_loop_reads_by_itself(files: Files, spy: Spy) -> None:
+    async def play() -> None:
+        store = files.impatient()
+        assert await reason(store) == "new"
+        assert spy.in_loop == [False]
+        await until_inline(store, spy)
+        await store.flush()
+        looks = len(spy.in_loop)
+        # Now no step of a sighting waits for anything.
+        call = store.observe([NET], A, U)
+        with pytest.raises(StopIteration) as end:
+            call.send(None)
+        sighting = end.value.value
+        assert judge([(NET, sighting.found[0])], sighting.now, RULES).reason == "early"
+        assert spy.in_loop[looks:] == [True]
+
+    files.run(play())
+
+
+def be_slow() -> None:
+    time.sleep(inline.SLOW * 1.5)
+
+
+def fail() -> None:
+    raise sqlite3.OperationalError("database is locked")
+
+
+@pytest.mark.parametrize("trouble", [be_slow, fail])
+def test_a_slow_or_failing_look_holds_the_loop_once(
+    files: Files, spy: Spy, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]
+) -> None:
+    async def play() -> None:
+        store = files.impatient(5)
+        await reason(store)
+        await until_inline(store, spy)
+        spy.before = trouble
+        looks = len(spy.in_loop)
+        for _n in range(20):
+            assert await reason(store) == "early"
+        assert spy.in_loop[looks:].count(True) == 1
+        assert not spy.last
+
+    files.run(play())
+
+
+def test_the_loop_stays_away_longer_each_time_and_comes_back(
+    files: Files, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline, "HOLD_OFF", 0.2)
+    monkeypatch.setattr(inline, "MAX_HOLD_OFF", 0.5)
+
+    async def play() -> None:
+        store = files.impatient(5)
+        await reason(store)
+        spy.before = fail
+        waits = []
+        for _n in range(4):
+            await until_inline(store, spy)
+            failed = time.monotonic()
+            await until_inline(store, spy)
+            waits.append(time.monotonic() - failed)
+        for wait, least in zip(waits, (0.2, 0.4, 0.5, 0.5), strict=True):
+            assert wait >= least * 0.95
+        spy.before = lambda: None
+        await until_inline(store, spy)
+        await reason(store)
+        assert spy.last
+
+    files.run(play())
+
+
+def test_a_file_that_is_taken_away_is_noticed_in_time(files: Files, spy: Spy) -> None:
+    async def play() -> None:
+        store = files.impatient(5)
+        await reason(store)
+        await until_inline(store, spy)
+        await store.flush()
+        assert await reason(store) == "early"
+        for path in list(files.folder.iterdir()):
+            path.unlink()
+        for _n in range(500):
+            if await reason(store) == "new":
+                break
+            await asyncio.sleep(0.01)
+        else:
+            pytest.fail("it reads a file that is gone")
+        await store.flush()
+        assert files.rows("SELECT count(*) FROM pending") == [(1,)]
+
+    files.run(play())
+
+
+def test_the_loop_waits_for_no_lock(files: Files, spy: Spy) -> None:
+    async def play() -> None:
+        store = files.impatient(2)
+        await reason(store)
+        await until_inline(store, spy)
+        await store.flush()
+        # As another process's recovery of the journal would: even readers are locked out.
+        held = sqlite3.connect(files.path, isolation_level=None)
+        taken: list[float] = []
+
+        def lock() -> None:
+            began = time.perf_counter()
+            try:
+                connection = store._reader._connection
+                assert connection is not None
+                connection.execute("BEGIN IMMEDIATE")
+            finally:
+                taken.append(time.perf_counter() - began)
+
+        held.execute("BEGIN IMMEDIATE")
+        spy.before = lock
+        assert await reason(store) == "early"
+        assert taken[0] < 0.5
+        assert spy.in_loop[-2:] == [True, False]
+        held.close()
+
+    files.run(play())
+
+
+def test_a_thousand_pending_ones_are_counted_in_the_same_look(files: Files, spy: Spy) -> None:
+    async def play() -> None:
+        rules = Rules(delay=60, retry_window=600, lifetime=7200, max_pending=50)
+        store = files.make(rules, Limits(timeout=5))
+        await store.observe([NET], A, U)
+        for _n in range(500):
+            await store.observe([Identity("elsewhere", "")], A, U)
+            if spy.last:
+                break
+            await asyncio.sleep(0.01)
+        shared = []
+        for number in range(60):
+            if number == 25:
+                await store.flush()
+            sighting = await store.observe([NET], f"{number}@far.test", U)
+            assert spy.last
+            shared.append(sighting.found[0].shared)
+        assert shared == [False] * 49 + [True] * 11
+        await store.flush()
+        # What is delivered is pending no more, also before that is committed.
+        await store.delivered([NET], "1@far.test", [U], counts=False)
+        await store.delivered([NET], "2@far.test", [U], counts=False)
+        sighting = await store.observe([NET], "fresh@far.test", "u@elsewhere.test")
+        assert not sighting.found[0].shared
+        assert spy.last
+        assert len([item async for item in store.triplets(Wanted(client=NET.key))]) == 51
+
+    files.run(play())
+
+
+def test_no_connection_is_left_when_the_store_is_closed(files: Files, spy: Spy, tmp_path: Path) -> None:
+    async def play() -> None:
+        store = files.impatient(5)
+        await reason(store)
+        await until_inline(store, spy)
+        await store.close()
+        assert [path.name for path in files.folder.iterdir()] == ["data.db"]
+        # One that has never been used, and one that is closed while its file is being opened.
+        files.impatient(5)
+        store = files.impatient(5)
+        await reason(store)
+        await store.close()
+        assert [path.name for path in files.folder.iterdir()] == ["data.db"]
+        assert InlineReader.use(store._reader, look_up) is None  # type: ignore[call-arg]
+
+    files.run(play())
