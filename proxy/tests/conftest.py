@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greylist_proxy.app import services_of
 from greylist_proxy.assembly import assemble
 from greylist_proxy.config import Config
 from greylist_proxy.log import Log
+from greylist_proxy.services import services_of
 from greylist_proxy.smtp.transaction import Services
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.tasks import Tasks
@@ -95,6 +95,7 @@ class MakeServices:
                 "trap": {},
                 "dns": {},
                 "store": {"url": f"sqlite:///{self._folder}/greylist.db"},
+                "tarpit": {},
             }
         )
         log = Log(self._stream)

@@ -10,195 +10,203 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import resource
 import signal
-from collections.abc import Callable
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from greylist_proxy.assembly import Judgement, assemble
+import uvloop
+
+from greylist_proxy.assembly import assemble
+from greylist_proxy.commands import DONE, WRONG
+from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice
+from greylist_proxy.config_values import Endpoint
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log, LogHandler
-from greylist_proxy.smtp.relay import Backend
-from greylist_proxy.smtp.server import COMMAND_PATIENCE, DATA_PATIENCE, Session
-from greylist_proxy.smtp.tarpit import Tarpit
-from greylist_proxy.smtp.transaction import Services
-from greylist_proxy.store import Store
+from greylist_proxy.log_writer import LineWriter, Sparing
+from greylist_proxy.reload import Reloader
+from greylist_proxy.services import services_of
+from greylist_proxy.smtp.limits import Connections
+from greylist_proxy.smtp.listener import Descriptors, make_sockets, serve_on, systemd_sockets
+from greylist_proxy.smtp.pool import Backends
+from greylist_proxy.smtp.server import Session
+from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.systemd import notify
 from greylist_proxy.tasks import Tasks
+from greylist_proxy.workers import STOP_PATIENCE, Parent, Supervisor, processors
 
-BACKLOG = 1024  # connections that wait to be accepted; the kernel has its own upper limit
-STOP_PATIENCE = 630.0  # seconds; a backend may take ten minutes over the end of data (RFC 5321 section 4.5.3.2.6)
 STOP_POLL = 0.05  # seconds
+SUM_UP_EVERY = 1.0  # seconds
+FIRST_PROBE = 2.0  # seconds that a start may wait for the backends
+OTHER_DESCRIPTORS = 100  # of a process: standard streams, the store, the loop, lists that are read
 
 
-class StartError(Exception):
-    """The program can't start; the text says why."""
+@dataclass(frozen=True)
+class Place:
+    """Where a process serves: alone, or as one of several."""
+
+    sockets: Sequence[socket.socket]
+    connections: Connections
+    workers: int = 1
+    parent: Parent | None = None
 
 
-async def serve(config: Config, log: Log, reread: Callable[[], Config]) -> None:
-    """Run until SIGTERM or SIGINT; SIGHUP reads the configuration again, by `reread`.
+def run(config: Config, reread: Callable[[], Config]) -> int:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again, by `reread`. Returns the exit status.
 
-    StartError: an address can't be listened on. ConfigError: a list or a password can't be read.
+    ListenError: an address can't be listened on. ConfigError: a file can't be used.
     """
+    warnings = [*advice(config), *_raise_descriptor_limit(config)]
+    smtp = config.smtp
+    workers = smtp.workers or processors()
+    connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)
+    sockets = systemd_sockets(smtp.receive_buffer) or make_sockets(smtp.listen, smtp.receive_buffer)
+    if workers == 1:
+        _serve_in_a_loop(config, reread, Place(sockets, connections), warnings)
+        return DONE
+    log = Log(lines=Sparing(sys.stderr.fileno()))
+    for sentence in warnings:
+        log.event("warning", message=sentence)
+
+    def work(parent: Parent) -> int:
+        connections.use(parent.number)
+        try:
+            _serve_in_a_loop(config, reread, Place(sockets, connections, workers, parent), [])
+        except ConfigError as error:
+            for line in error.lines:
+                complain(line)
+            return WRONG
+        return DONE
+
+    def ready() -> None:
+        log.event("listening", addresses=_addresses(sockets))
+
+    return Supervisor(workers, work, sockets, log, on_ready=ready, on_death=connections.clear).run()
+
+
+def _serve_in_a_loop(config: Config, reread: Callable[[], Config], place: Place, warnings: list[str]) -> None:
+    constant = {"worker": place.parent.number} if place.parent else {}
+    writer = LineWriter(sys.stderr.fileno(), lambda count: log.line("log", {"state": "lost", "lines": count}))
+    log = Log(lines=writer, constant=constant)
+    try:
+        for sentence in warnings:
+            log.event("warning", message=sentence)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config, log, reread, place))
+    finally:
+        log.sum_up(everything=True)
+        writer.close()
+
+
+async def serve(config: Config, log: Log, reread: Callable[[], Config], place: Place) -> None:
+    """Serve in this process, until it is told to stop or its parent is gone. ConfigError: a file can't be used."""
     logging.getLogger().addHandler(LogHandler(log))
+    tell = place.parent.tell if place.parent else notify
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    if place.parent:
+        loop.add_reader(place.parent.life, stopped.set)
     tasks = Tasks(log)
     store = make_store(config.store, config.greylist.rules, log)
     try:
         judgement = assemble(config, store, log, tasks)
     except ListError as error:
         raise ConfigError(error.lines) from error
-    services = services_of(config, judgement, log, tasks)
+    services = services_of(config, judgement, log, tasks, place.connections, place.workers)
     # An operator's blocks and exemptions count from the first client on.
     await judgement.gate.load_entries()
-    sessions: set[Session] = set()
-    servers = await _listen(config, services, sessions)
-    reloader = Reloader(config, reread, services, judgement, store, log)
-    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload()))
-    for sentence in advice(config):
-        log.event("warning", message=sentence)
-    for sentence in judgement.exemptions.warnings:
-        log.event("warning", message=sentence)
-    addresses = [_shown(sock.getsockname()) for server in servers for sock in server.sockets]
-    log.event("listening", addresses=addresses)
-    notify("READY=1")
-    helpers = [asyncio.create_task(judgement.gate.keep_house()), asyncio.create_task(judgement.gate.follow_entries())]
+    helpers = [
+        asyncio.create_task(helper)
+        for helper in (
+            judgement.gate.keep_house(),
+            judgement.gate.follow_entries(),
+            services.backends.keep_probing(),
+            Descriptors(log).keep_watch(),
+            _keep_summing_up(log),
+        )
+    ]
+    await _first_probe(services.backends)
+    watch = Watch()
+    servers = await serve_on(place.sockets, lambda: Session(services, watch))
+    reloader = Reloader(config, reread, services, judgement, store, log, place.workers)
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
+    if place.parent is None or place.parent.number == 0:
+        # All processes read the same files: one of them says what is wrong there.
+        for sentence in judgement.exemptions.warnings:
+            log.event("warning", message=sentence)
+    if place.parent is None:
+        log.event("listening", addresses=_addresses(place.sockets))
+    tell("READY=1")
 
     await stopped.wait()
 
-    log.event("stopping", sessions=len(sessions))
-    notify("STOPPING=1")
+    if place.parent:
+        loop.remove_reader(place.parent.life)
+    log.event("stopping", sessions=len(watch))
+    tell("STOPPING=1")
     for server in servers:
         server.close()
-    dropped = await _finish(sessions, tasks)
+    dropped = await _finish(watch, tasks)
     for helper in helpers:
         helper.cancel()
+    await services.backends.close()
     await judgement.close()
     log.event("stopped", dropped=dropped)
 
 
-def services_of(config: Config, judgement: Judgement, log: Log, tasks: Tasks) -> Services:
-    """Return what sessions share."""
-    return Services(
-        hostname=config.smtp.hostname,
-        domains=frozenset(config.backend.domains),
-        max_message_size=config.smtp.max_message_size,
-        ipv4_prefix=config.greylist.ipv4_prefix,
-        ipv6_prefix=config.greylist.ipv6_prefix,
-        greylisted_reply=config.greylist.reply,
-        identifier=judgement.identifier,
-        backend=Backend(config.backend.hosts, config.smtp.hostname),
-        gate=judgement.gate,
-        log=log,
-        tasks=tasks,
-        tarpit=Tarpit(config.trap.tarpit),
-    )
+async def _first_probe(backends: Backends) -> None:
+    """Wait a little for what the backends offer, where it is not known from before: clients would have to come again."""
+    end = asyncio.get_running_loop().time() + FIRST_PROBE
+    while backends.offered is None and "unknown" in backends.health().values():
+        if asyncio.get_running_loop().time() > end:
+            break
+        await asyncio.sleep(FIRST_PROBE / 100)
 
 
-class Reloader:
-    """Takes a changed configuration over while the program runs: all of it, or nothing."""
-
-    def __init__(
-        self,
-        config: Config,
-        reread: Callable[[], Config],
-        services: Services,
-        judgement: Judgement,
-        store: Store,
-        log: Log,
-    ) -> None:
-        self._config = config
-        self._reread = reread
-        self._services = services
-        self._judgement = judgement
-        self._store = store
-        self._log = log
-
-    async def reload(self) -> None:
-        """Read the file and the lists again. An error keeps what was there, and the log says so."""
-        notify("RELOADING=1")
-        try:
-            # Large lists take a while to read, and nobody has to wait for that.
-            config = await asyncio.to_thread(self._reread)
-            warnings = await self._judgement.exemptions.reload(config.allow, config.trap)
-        except ConfigError as error:
-            self._log.event("reload", state="failed", errors=error.lines)
-        except ListError as error:
-            self._log.event("reload", state="failed", errors=str(error).splitlines())
-        else:
-            self._take_over(config)
-            for sentence in [*advice(config), *warnings]:
-                self._log.event("warning", message=sentence)
-            self._log.event("reload", state="done", after_restart=self._waiting(config))
-        notify("READY=1")
-
-    def _take_over(self, config: Config) -> None:
-        rules = config.greylist.rules
-        self._judgement.gate.rules = rules
-        self._judgement.gate.trap_block = config.trap.block
-        self._judgement.identifier.client_key = config.greylist.client_key
-        self._store.rules = rules
-        services = self._services
-        services.domains = frozenset(config.backend.domains)
-        services.max_message_size = config.smtp.max_message_size
-        services.ipv4_prefix = config.greylist.ipv4_prefix
-        services.ipv6_prefix = config.greylist.ipv6_prefix
-        services.greylisted_reply = config.greylist.reply
-        services.backend = Backend(config.backend.hosts, services.hostname)
-        services.tarpit.seconds = config.trap.tarpit
-
-    def _waiting(self, config: Config) -> list[str]:
-        """Name what counts only after a restart: sockets, the store, the DNS client."""
-        was, now = self._config, config
-        changed = {
-            "smtp.listen": was.smtp.listen != now.smtp.listen,
-            "smtp.hostname": was.smtp.hostname != now.smtp.hostname,
-            "store": was.store != now.store,
-            "dns": was.dns != now.dns,
-        }
-        return [name for name, differs in changed.items() if differs]
+async def _keep_summing_up(log: Log) -> None:
+    while True:
+        await asyncio.sleep(SUM_UP_EVERY)
+        log.sum_up()
 
 
-async def _listen(config: Config, services: Services, sessions: set[Session]) -> list[asyncio.Server]:
-    loop = asyncio.get_running_loop()
-    servers: list[asyncio.Server] = []
-    for endpoint in config.smtp.listen:
-        try:
-            server = await loop.create_server(
-                lambda: Session(services, sessions, (COMMAND_PATIENCE, DATA_PATIENCE)),
-                endpoint.host,
-                endpoint.port,
-                backlog=BACKLOG,
-            )
-        except OSError as error:
-            for server in servers:
-                server.close()
-            # asyncio wraps the system's own words in many more.
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise StartError(f"can't listen on {endpoint}: {reason}") from error
-        servers.append(server)
-    return servers
-
-
-async def _finish(sessions: set[Session], tasks: Tasks) -> int:
+async def _finish(watch: Watch, tasks: Tasks) -> int:
     """Wait for what is under way, and return how many sessions had to be dropped in the end."""
     try:
         async with asyncio.timeout(STOP_PATIENCE):
-            while sessions or tasks:
+            while len(watch) or len(tasks):
                 # Again and again: a connection may have been accepted just before its listener closed.
-                for session in list(sessions):
+                for session in watch:
                     session.stop()
                 await asyncio.sleep(STOP_POLL)
     except TimeoutError:
-        for session in list(sessions):
+        for session in watch:
             session.abort()
-    return len(sessions)
+    return len(watch)
 
 
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _raise_descriptor_limit(config: Config) -> list[str]:
+    """Allow ourselves as many file descriptors as the configuration may need; say so where they are fewer."""
+    backend = config.backend
+    needed = (
+        config.smtp.max_connections
+        + backend.max_connections * len(backend.hosts)
+        + config.dns.max_in_flight
+        + OTHER_DESCRIPTORS
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        return [f"{allowed} file descriptors are allowed, and {needed} may be needed: see smtp.max_connections"]
+    return []
+
+
+def _addresses(sockets: Sequence[socket.socket]) -> list[str]:
+    return [str(Endpoint(*listener.getsockname()[:2])) for listener in sockets]

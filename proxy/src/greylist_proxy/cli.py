@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 
 from greylist_proxy import __version__
-from greylist_proxy.app import StartError, serve
+from greylist_proxy.app import run
 from greylist_proxy.commands import (
     DONE,
     NO,
@@ -28,7 +27,8 @@ from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice, load
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.lists import ListError
-from greylist_proxy.log import Log
+from greylist_proxy.services import read_files
+from greylist_proxy.smtp.listener import ListenError
 
 DESCRIPTION = """\
 A greylisting SMTP proxy. It stands in front of a mail server, asks senders that it does not know to come back
@@ -81,17 +81,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(config: Config, options: argparse.Namespace) -> int:
     try:
-        asyncio.run(serve(config, Log(), lambda: load(options.config)))
-    except StartError as error:
+        return run(config, lambda: load(options.config))
+    except ListenError as error:
         complain(str(error))
         return NO
-    return DONE
 
 
 def _check_config(config: Config, options: argparse.Namespace) -> int:
     try:
-        # The lists belong to it: with one that can't be read the server does not start.
+        # The files that it names belong to it: with one that can't be read the server does not start.
         warnings = Exemptions(config.allow, config.trap, None).warnings
+        read_files(config)
     except ListError as error:
         for line in error.lines:
             complain(line)

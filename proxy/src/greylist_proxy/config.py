@@ -148,10 +148,10 @@ def _explain(detail: ErrorDetails, data: object) -> str:
     if detail["type"] == "value_error" and len(location) < 2:
         # A rule between keys (the validators above): its arguments are the key and what is allowed.
         name, allowed = detail["ctx"]["error"].args
-        section, _ignored, name = ".".join([*location, name]).partition(".")
-        written = data.get(section, {}) if isinstance(data, dict) else {}
+        parent, _ignored, name = ".".join([*location, name]).partition(".")
+        written = data.get(parent, {}) if isinstance(data, dict) else {}
         given = f" = {_json(written[name])}" if name in written else ""
-        return f"{section}.{name}{given}: allowed is {allowed}"
+        return f"{parent}.{name}{given}: allowed is {allowed}"
     allowed = _section(location[:-1]).model_fields[location[-1]].description
     if detail["type"] == "missing":
         return f"{key}: is missing; allowed is {allowed}"

@@ -55,14 +55,14 @@ def json_line(value: object) -> str:
 
 def members(fields: Mapping[str, object]) -> str:
     """Return the inside of a JSON object, as `json_line` writes it. Some four times as fast for short texts."""
-    text = ", ".join(
-        [
-            f"{encode_basestring_ascii(name)}: "
-            f"{encode_basestring_ascii(value) if type(value) is str else _encode(value)}"
-            for name, value in fields.items()
-        ]
-    )
+    text = ", ".join([f"{encode_basestring_ascii(name)}: {_value(value)}" for name, value in fields.items()])
     return text.replace("\x7f", "\\u007f")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return encode_basestring_ascii(value)
+    return repr(value) if type(value) is int else _encode(value)
 
 
 class Lines(Protocol):
@@ -157,8 +157,7 @@ class Log:
         self._wall = wall
         self._clock = clock
         self._repeats = Repeats()
-        self._second = -1  # since 1970, of which `_prefix` is the beginning of a line
-        self._prefix = ""
+        self._stamp = (-1, "")  # a second since 1970, and how its lines begin
 
     def event(self, event: str, **fields: Any) -> None:
         """Write one line, or count it where there were too many of its kind. What JSON does not know becomes text."""
@@ -179,16 +178,18 @@ class Log:
         trace = "".join(traceback.format_exception(error))
         self.event("error", message=message, traceback=trace, **fields)
 
-    def _write(self, event: str, fields: Mapping[str, Any]) -> None:
-        milliseconds = int(self._wall() * 1000)
-        second, part = divmod(milliseconds, 1000)
-        if second != self._second:
+    def line(self, event: str, fields: Mapping[str, Any]) -> str:
+        """Return a line as it is written, without its end."""
+        second, part = divmod(int(self._wall() * 1000), 1000)
+        stamp = self._stamp
+        if second != stamp[0]:
             moment = datetime.datetime.fromtimestamp(second, datetime.UTC)
-            self._prefix = f'{{"time": "{moment:%Y-%m-%dT%H:%M:%S}.'
-            self._second = second
+            self._stamp = stamp = (second, f'{{"time": "{moment:%Y-%m-%dT%H:%M:%S}.')
         inside = f", {members(fields)}" if fields else ""
-        line = f'{self._prefix}{part:03}+00:00", "event": {encode_basestring_ascii(event)}{inside}{self._end}'
-        self._put(line, urgent=event != BATCHED)
+        return f'{stamp[1]}{part:03}+00:00", "event": {encode_basestring_ascii(event)}{inside}{self._end}'
+
+    def _write(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._put(self.line(event, fields), urgent=event != BATCHED)
 
 
 class LogHandler(logging.Handler):

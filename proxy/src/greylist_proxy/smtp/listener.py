@@ -26,7 +26,7 @@ class ListenError(Exception):
 
 
 def make_sockets(endpoints: Iterable[Endpoint], receive_buffer: int, backlog: int = BACKLOG) -> list[socket.socket]:
-    """Return sockets that listen on these addresses. `receive_buffer` is in bytes. ListenError: one can't be had."""
+    """Return sockets that listen on these addresses. `receive_buffer` is in bytes, 0: the system's own. ListenError: one can't be had."""
     sockets: list[socket.socket] = []
     try:
         for endpoint in endpoints:
@@ -58,7 +58,8 @@ def _listen(endpoint: Endpoint, receive_buffer: int, backlog: int) -> socket.soc
 
 def _prepare(listener: socket.socket, receive_buffer: int) -> None:
     # Accepted connections inherit it. The kernel doubles the number, for its own bookkeeping.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    if receive_buffer:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     listener.setblocking(False)
 
 

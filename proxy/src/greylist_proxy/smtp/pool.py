@@ -63,6 +63,7 @@ class Backends:
         self._hosts: list[Host] = []
         self._is_saving = False
         self._look = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None  # is called when `offered` may be another
         self.configure(settings)
 
     def configure(self, settings: BackendSettings) -> None:
@@ -86,6 +87,7 @@ class Backends:
         for host in self._hosts:
             host.configure(settings, opener)
         self._look.set()
+        self.on_change()
 
     @property
     def offered(self) -> Capabilities | None:
@@ -239,9 +241,11 @@ class Backends:
             self._log.exception("a probe of a backend failed", error)
 
     def _learn(self, endpoint: Endpoint, capabilities: Capabilities) -> None:
-        if self._promises.learn(str(endpoint), capabilities) and not self._is_saving:
-            self._is_saving = True
-            self._tasks.spawn(self._save())
+        if self._promises.learn(str(endpoint), capabilities):
+            self.on_change()
+            if not self._is_saving:
+                self._is_saving = True
+                self._tasks.spawn(self._save())
 
     async def _save(self) -> None:
         self._is_saving = False
