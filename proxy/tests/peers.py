@@ -184,10 +184,10 @@ class ScriptedPeer:
                 self.lines.append(line)
                 lines.append(line)
                 verb = line.split()[0].decode().upper()
-                self._say(connection, verb)
-                if verb == "DATA" and self._reply("DATA").startswith(b"354"):
+                said = self._say(connection, verb)
+                if verb == "DATA" and said.startswith(b"354"):
                     self._take_message(connection, stream)
-                if verb == "STARTTLS" and self.context is not None and self._reply(verb).startswith(b"220"):
+                if verb == "STARTTLS" and self.context is not None and said.startswith(b"220"):
                     connection = stack.enter_context(self.context.wrap_socket(connection, server_side=True))
                     stream = connection.makefile("rb")
                     self.tls.append(connection.version() or "")
@@ -213,7 +213,7 @@ class ScriptedPeer:
     def _reply(self, point: str) -> Any:
         return {**POLITE, **self.replies}.get(point, b"500 what?\r\n")
 
-    def _say(self, connection: socket.socket, point: str) -> None:
+    def _say(self, connection: socket.socket, point: str) -> bytes:
         reply = self._reply(point)
         if reply is CLOSE:
             raise EOFError
@@ -224,9 +224,10 @@ class ScriptedPeer:
             reply = reply()
         if isinstance(reply, bytes):
             connection.sendall(reply)
-            return
+            return reply
         for piece in reply:  # an iterable of pieces: to be sent apart, or without an end
             connection.sendall(piece)
+        return b""
 
 
 class Proxy:

@@ -9,83 +9,54 @@ is told at the last step. Whatever happens, a final dot that was not answered wi
 from __future__ import annotations
 
 import asyncio
-import io
+import dataclasses
 import itertools
-import json
-import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from greylist_proxy.config_values import Endpoint
-from greylist_proxy.log import Log
-from greylist_proxy.smtp.address import Parameter, Path
-from greylist_proxy.smtp.backend import Timeouts
-from greylist_proxy.smtp.relay import Backend, Relay
-from greylist_proxy.smtp.replies import Reply
-from greylist_proxy.tasks import Tasks
+from greylist_proxy.smtp.relay import Relay
 
-from .peers import CLOSE, SILENCE, ScriptedPeer, until, wait_until
+from .peers import CLOSE, DEADLINE, POLITE, SILENCE, ScriptedPeer, until, wait_until
+from .relays import BODY, PATIENT, SHORT, Brake, Rig, closed_port, parameter, play
 
 Scripted = Callable[..., ScriptedPeer]
-SHORT = Timeouts(connect=5, opening=0.4, command=0.3, data=0.3, block=0.3, end_of_data=0.3, quit=0.3)
-BODY = b"Subject: x\r\n\r\nbody\r\n"
-
-
-class Played:
-    """What came of a message: the stage reached, the last reply, and the log."""
-
-    def __init__(self, stage: str, reply: Reply, log: list[dict[str, Any]]) -> None:
-        self.stage = stage
-        self.reply = reply
-        self.text = reply.wire().decode("latin-1")
-        self.log = log
-
-
-def play(
-    *ports: int,
-    parameters: tuple[Parameter, ...] = (),
-    body: bytes = BODY,
-    recipients: int = 1,
-    timeouts: Timeouts = SHORT,
-) -> Played:
-    async def message() -> Played:
-        stream = io.StringIO()
-        log = Log(stream)
-        tasks = Tasks(log)
-        hosts = [Endpoint("127.0.0.1", port) for port in ports]
-        relay = Relay(Backend(hosts, "mx.test", timeouts), log, tasks, "ID", Path("a@far.test"), parameters)
-        stage, reply = await steps(relay)
-        relay.close()
-        await until(lambda: not tasks)
-        return Played(stage, reply, [json.loads(line) for line in stream.getvalue().splitlines()])
-
-    async def steps(relay: Relay) -> tuple[str, Reply]:
-        for _n in range(recipients):
-            reply = await relay.rcpt(Path("u@here.test", "u", "here.test"))
-        if not reply.is_positive:
-            return "rcpt", reply
-        reply = await relay.data()
-        if reply.code != 354:
-            return "data", reply
-        for start in range(0, len(body), 4096):
-            await relay.write(body[start : start + 4096])
-            await asyncio.sleep(0.05 if start == 0 else 0)  # what the peer says meanwhile arrives
-        return "end", await relay.finish()
-
-    return asyncio.run(message())
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def endless(piece: bytes) -> Callable[[], Iterator[bytes]]:
     return lambda: itertools.repeat(piece)
 
 
+def dripping(text: bytes) -> Callable[[], Iterator[bytes]]:
+    """A reply without an end, an octet at a time: always progress, and never done."""
+
+    def drip() -> Iterator[bytes]:
+        for octet in itertools.cycle(text):
+            time.sleep(0.02)
+            yield bytes((octet,))
+
+    return drip
+
+
+def stall(over: threading.Event, word: bytes | None = None) -> Callable[[], bytes]:
+    """As a reply: read nothing until the event, then say a word, or leave."""
+
+    def wait() -> bytes:
+        over.wait(DEADLINE)
+        if word is None:
+            raise EOFError
+        return word
+
+    return wait
+
+
+EVERYTHING = (
+    b"250-peer.test\r\n250-PIPELINING\r\n250-SIZE\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-DSN\r\n"
+    b"250 ENHANCEDSTATUSCODES\r\n"
+)
+PIPELINING = b"250-peer.test\r\n250-PIPELINING\r\n250 8BITMIME\r\n"
 LATER = b"450 4.2.0 mailbox busy\r\n"
 NEVER = b"550-5.7.1 go away,\r\n550 5.7.1 you\r\n"
 UNKNOWN_TO_US = "451 4.3.5 "
@@ -162,6 +133,16 @@ UNREACHABLE = "451 4.4.1 "
         ({"RCPT": endless(b"x" * 1000)}, "rcpt", UNKNOWN_TO_US),
         ({"connect": endless(b"220-hello\r\n")}, "rcpt", UNKNOWN_TO_US),
         ({"EHLO": b"".join(b"250-X%d\r\n" % number for number in range(101))}, "rcpt", UNKNOWN_TO_US),
+        *(
+            ({step: b"250-more\r\n" * 100_000 + b"250 done\r\n"}, stage, UNKNOWN_TO_US)
+            for step, stage in (("MAIL", "rcpt"), ("RCPT", "rcpt"), ("DATA", "data"), (".", "end"))
+        ),
+        *(
+            ({step: dripping(b"250-and so on\r\n")}, stage, LOST)
+            for step, stage in (("MAIL", "rcpt"), ("RCPT", "rcpt"), ("DATA", "data"), (".", "end"))
+        ),
+        ({"connect": dripping(b"220-and so on\r\n")}, "rcpt", UNREACHABLE),
+        ({"EHLO": dripping(b"250-and so on\r\n")}, "rcpt", UNREACHABLE),
         # out of turn: none of this may be taken for an answer that comes later
         ({"RCPT": b"250 ok\r\n250 ok\r\n"}, "data", UNKNOWN_TO_US),
         ({"RCPT": b"250 ok\r\n354 go on\r\n"}, "data", UNKNOWN_TO_US),
@@ -170,42 +151,101 @@ UNREACHABLE = "451 4.4.1 "
         ({"body": b"250 half"}, "end", LOST),
     ],
 )
-def test_a_message(scripted: Scripted, script: dict[str, Any], stage: str, reply: str) -> None:
+@pytest.mark.parametrize("pipelining", [False, True])
+def test_a_message(scripted: Scripted, script: dict[str, Any], stage: str, reply: str, pipelining: bool) -> None:
+    if pipelining:
+        script = {"EHLO": PIPELINING, **script}
     peer = scripted(script)
     played = play(peer.port)
     assert (played.stage, played.text[: len(reply)]) == (stage, reply)
     # The peer holds a whole message only where it was to have the last word on one.
     assert bool(peer.messages) is (stage == "end" and "body" not in script and script.get("DATA") is None)
     if not reply.startswith("250"):
-        (line,) = [line for line in played.log if line["event"] == "relay"]
-        assert line["outcome"] in ("refused", "trouble", "failed", "unknown")
+        (line,) = played.log
+        expected = (
+            {"trouble"} if reply == UNKNOWN_TO_US else {"failed", "unknown"} if reply[:6] == "451 4." else {"refused"}
+        )
+        if played.stage == "end":
+            # A message that was refused, or not understood, in the middle is one that was not sent to its end.
+            expected |= {"failed", "unknown"}
+        assert line["outcome"] in expected
         assert line["error"]
+        assert line.get("level") == ("alarm" if line["outcome"] == "trouble" else None)
 
 
 def test_what_is_said(scripted: Scripted) -> None:
     peer = scripted()
-    parameters = (Parameter("size=1000", "SIZE", "1000"), Parameter("Body=8BitMime", "BODY", "8BitMime"))
-    assert play(peer.port, parameters=parameters, recipients=2).reply.code == 250
+    parameters = (parameter("size=1000"), parameter("Body=8BitMime"))
+    two = [("u@here.test", ()), ("U@here.test", ())]
+    assert play(peer.port, parameters=parameters, recipients=two).reply.code == 250
     wait_until(lambda: b"QUIT\r\n" in peer.lines, "QUIT")
     assert peer.lines == [
         b"EHLO mx.test\r\n",
         b"MAIL FROM:<a@far.test> size=1000 Body=8BitMime\r\n",
         b"RCPT TO:<u@here.test>\r\n",
-        b"RCPT TO:<u@here.test>\r\n",
+        b"RCPT TO:<U@here.test>\r\n",
         b"DATA\r\n",
         b"QUIT\r\n",
     ]
     assert peer.messages == [BODY + b".\r\n"]
 
 
+def test_everything_that_is_offered_goes_on_as_it_came(scripted: Scripted) -> None:
+    peer = scripted({"EHLO": EVERYTHING})
+    raw = ("SIZE=12", "BODY=8BITMIME", "SmtpUtf8", "ret=Hdrs", "ENVID=aB+2Bc")
+    recipients = [
+        ("\u00fc@here.test", (parameter("NOTIFY=Success,delay"), parameter("ORCPT=rfc822;U@x"))),
+        ("v@here.test", ()),
+    ]
+    played = play(peer.port, parameters=[parameter(each) for each in raw], recipients=recipients)
+    assert played.text == "250 taken\r\n"
+    assert peer.lines[1:4] == [
+        b"MAIL FROM:<a@far.test> SIZE=12 BODY=8BITMIME SmtpUtf8 ret=Hdrs ENVID=aB+2Bc\r\n",
+        b"RCPT TO:<\xc3\xbc@here.test> NOTIFY=Success,delay ORCPT=rfc822;U@x\r\n",
+        b"RCPT TO:<v@here.test>\r\n",
+    ]
+
+
 def test_a_backend_without_extensions(scripted: Scripted) -> None:
     peer = scripted({"EHLO": b"250 peer.test\r\n"})
-    size, seven = Parameter("SIZE=1000", "SIZE", "1000"), Parameter("BODY=7BIT", "BODY", "7BIT")
-    assert play(peer.port, parameters=(size, seven)).reply.code == 250
+    assert play(peer.port, parameters=(parameter("SIZE=1000"), parameter("BODY=7BIT"))).reply.code == 250
     assert peer.lines[1] == b"MAIL FROM:<a@far.test>\r\n"
-    # What 8BITMIME promised to the client can't be kept here: nobody re-encodes, nobody bounces.
-    played = play(peer.port, parameters=(Parameter("BODY=8BITMIME", "BODY", "8BITMIME"),))
+
+
+@pytest.mark.parametrize(
+    ("raw", "lacks"),
+    [
+        ("BODY=8BITMIME", "8BITMIME"),
+        ("SMTPUTF8", "SMTPUTF8"),
+        ("RET=FULL", "DSN"),
+        ("ENVID=x", "DSN"),
+        ("SIZE=1001", "1000 octets"),
+        ("XSTRANGE=1", "XSTRANGE"),
+    ],
+)
+def test_a_promise_that_cant_be_kept(scripted: Scripted, raw: str, lacks: str) -> None:
+    """Nobody re-encodes and nobody bounces, because a backend has fewer abilities than it had."""
+    peer = scripted({"EHLO": b"250-peer.test\r\n250 SIZE 1000\r\n"})
+    played = play(peer.port, parameters=(parameter(raw),))
     assert (played.stage, played.text[:10]) == ("rcpt", UNKNOWN_TO_US)
+    (line,) = played.log
+    assert (line["outcome"], line["stage"], line["level"]) == ("trouble", "mail", "alarm")
+    assert lacks in line["error"]
+    assert peer.verbs()[:2] in (["EHLO"], ["EHLO", "QUIT"])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_dsn_for_a_recipient_that_cant_be_kept(scripted: Scripted, first: bool) -> None:
+    recipients = [("u@here.test", ()), ("v@here.test", (parameter("NOTIFY=NEVER"),))]
+    played = play(scripted().port, recipients=recipients[first:])
+    assert (played.stage, played.text[:10]) == ("rcpt", UNKNOWN_TO_US)
+
+
+def test_nothing_goes_on_that_nothing_was_promised_for(scripted: Scripted) -> None:
+    peer = scripted()
+    played = play(peer.port, promised=None)
+    assert (played.stage, played.text[:10]) == ("rcpt", UNREACHABLE)
+    assert peer.lines == []
 
 
 @pytest.mark.parametrize(
@@ -242,14 +282,14 @@ def test_no_host_at_all(scripted: Scripted, scripts: list[dict[str, Any] | None]
 
 def test_a_failure_stays(scripted: Scripted) -> None:
     peer = scripted({"RCPT": CLOSE})
-    assert play(peer.port, recipients=3).text.startswith(LOST)
+    assert play(peer.port, recipients=[("u@here.test", ())] * 3).text.startswith(LOST)
     # The transaction is not begun again, here or elsewhere.
     assert peer.verbs() == ["EHLO", "MAIL", "RCPT"]
 
 
 def test_a_421_is_the_last_word(scripted: Scripted) -> None:
     peer = scripted({"RCPT": b"421 going away\r\n"})
-    assert play(peer.port, recipients=3).text.startswith(UNKNOWN_TO_US)
+    assert play(peer.port, recipients=[("u@here.test", ())] * 3).text.startswith(UNKNOWN_TO_US)
     assert peer.verbs()[:3] == ["EHLO", "MAIL", "RCPT"]
     assert peer.verbs().count("RCPT") == 1
 
@@ -274,16 +314,174 @@ def test_the_outcome_is_unknown_after_the_dot(scripted: Scripted) -> None:
 
 def test_a_backend_that_stops_reading(scripted: Scripted) -> None:
     # Nothing is read after the first line, so the buffers fill up.
-    peer = scripted({"body": SILENCE})
+    over = threading.Event()
+    peer = scripted({"body": stall(over)})
     played = play(peer.port, body=b"x" * 78 + b"\r\n" + b"y" * 30_000_000)
+    over.set()
     assert (played.stage, played.text[:10]) == ("end", LOST)
     assert peer.messages == []
+    assert "for it to take data" in played.log[0]["error"]
 
 
 def test_a_slow_backend_is_waited_for(scripted: Scripted) -> None:
     def slowly() -> Iterator[bytes]:
-        for piece in (b"250-", b"slow\r\n", b"250 ", b"but", b" sure", b"\r\n"):
-            time.sleep(0.15)  # more than end_of_data together, but each piece is progress
+        for piece in (b"250-", b"slow\r\n", b"250 but", b" sure\r\n"):
             yield piece
+            time.sleep(0.5)  # more than end_of_data together, but each piece is progress
 
-    assert play(scripted({".": slowly}).port).text == "250-slow\r\n250 but sure\r\n"
+    timeouts = dataclasses.replace(SHORT, end_of_data=1.2)
+    played = play(scripted({".": slowly}).port, settings={"timeouts": timeouts})
+    assert played.text == "250-slow\r\n250 but sure\r\n"
+
+
+def test_a_failure_of_a_later_recipient_is_one_of_the_transaction(scripted: Scripted) -> None:
+    replies = iter((b"250 ok\r\n", CLOSE))
+    peer = scripted({"RCPT": lambda: _or_close(next(replies))})
+    played = play(peer.port, recipients=[("u@here.test", ()), ("v@here.test", ())])
+    assert (played.stage, played.text[:10]) == ("rcpt", LOST)
+    assert len(peer.conversations) == 1
+
+
+def _or_close(reply: Any) -> bytes:
+    if reply is CLOSE:
+        raise EOFError
+    assert isinstance(reply, bytes)
+    return reply
+
+
+class Bench:
+    """A relay up to the middle of a message, and the rig that it belongs to."""
+
+    def __init__(self, port: int, **settings: Any) -> None:
+        self.rig = Rig(port, **{"timeouts": PATIENT, **settings})
+        self.relay: Relay = self.rig.relay()
+
+    async def begin(self) -> None:
+        assert (await self.relay.rcpt("u@here.test", ())).is_positive
+        assert (await self.relay.data()).code == 354
+
+
+def test_a_client_waits_for_a_slow_backend(scripted: Scripted) -> None:
+    """What is kept here of a message of any size is bounded: the client is told to wait, and again to go on."""
+    over = threading.Event()
+    peer = scripted({"body": stall(over)})
+
+    async def stuck() -> tuple[int, Brake]:
+        bench = Bench(peer.port)
+        await bench.begin()
+        sent = 0
+        bench.relay.write(b"first line\r\n")
+        await asyncio.sleep(0.1)
+        while not bench.rig.flow.is_pressed:
+            bench.relay.write(b"y" * 8192)
+            sent += 8192
+            await asyncio.sleep(0)
+            assert sent < 100 << 20  # the kernel's buffers are not endless
+        connection = bench.relay._connection
+        assert connection is not None
+        assert connection._transport is not None
+        size = connection._transport.get_write_buffer_size()
+        bench.relay.abandon("client-gone")
+        released = not bench.rig.flow.is_pressed
+        await bench.rig.settle()
+        assert released
+        return size, bench.rig.flow
+
+    size, flow = asyncio.run(stuck())
+    over.set()
+    assert size <= (64 << 10) + 8192
+    assert flow.pauses == 1
+    assert peer.messages == []
+
+
+@pytest.mark.parametrize("word", [b"552 5.3.4 too big\r\n", None])
+def test_a_client_is_not_kept_waiting_by_a_backend_that_gave_up(scripted: Scripted, word: bytes | None) -> None:
+    """It says something or leaves while the client waits: the client's data is read to its end, and thrown away."""
+    let_go = threading.Event()
+    peer = scripted({"body": stall(let_go, word)})
+
+    async def scene() -> str:
+        bench = Bench(peer.port)
+        await bench.begin()
+        bench.relay.write(b"first line\r\n")
+        while not bench.rig.flow.is_pressed:
+            bench.relay.write(b"y" * 65536)
+            await asyncio.sleep(0)
+        let_go.set()
+        await until(lambda: not bench.rig.flow.is_pressed)
+        bench.relay.write(b"more\r\n")
+        reply = await bench.relay.finish()
+        await bench.rig.settle()
+        return str(reply)
+
+    told = asyncio.run(scene())
+    assert told.startswith("552 5.3.4" if word else "451 4.4.2")
+    assert peer.messages == []
+
+
+@pytest.mark.parametrize("moment", ["rcpt", "data", "body", "."])
+def test_a_client_that_leaves(scripted: Scripted, moment: str) -> None:
+    """Whenever it leaves, no final dot is sent that was not before, and the connection is not used again."""
+    asked = threading.Event()
+
+    def held() -> bytes:
+        asked.set()
+        time.sleep(0.2)
+        return POLITE[moment.upper()]  # type: ignore[no-any-return]
+
+    peer = scripted({moment.upper(): held} if moment in ("rcpt", "data") else {})
+
+    async def scene() -> list[dict[str, Any]]:
+        bench = Bench(peer.port)
+        relay = bench.relay
+        if moment == "rcpt":
+            waiting = asyncio.ensure_future(relay.rcpt("u@here.test", ()))
+        else:
+            assert (await relay.rcpt("u@here.test", ())).is_positive
+            waiting = asyncio.ensure_future(relay.data())
+        if moment in ("rcpt", "data"):
+            await until(asked.is_set)
+        else:
+            assert (await waiting).code == 354
+            relay.write(b"Subject: x\r\n")
+            await asyncio.sleep(0.05)
+        relay.abandon("client-gone")
+        if moment in ("rcpt", "data"):
+            assert (await waiting).is_temporary
+        else:
+            assert (await relay.finish()).is_temporary
+        await bench.rig.settle()
+        return bench.rig.lines()
+
+    log = asyncio.run(scene())
+    assert peer.messages == []
+    assert len(peer.conversations) == 1
+    assert [line["outcome"] for line in log] == (["client-gone"] if moment in ("body", ".") else [])
+
+
+def test_a_cancelled_question_leaves_no_reply_behind(scripted: Scripted) -> None:
+    """The next transaction must not take the reply to this one's RCPT for one of its own."""
+    asked = threading.Event()
+
+    def once() -> bytes:
+        if not asked.is_set():
+            asked.set()
+            time.sleep(0.2)
+            return b"550 for the first\r\n"
+        return b"250 for the second\r\n"
+
+    peer = scripted({"RCPT": once})
+
+    async def scene() -> str:
+        bench = Bench(peer.port)
+        waiting = asyncio.ensure_future(bench.relay.rcpt("u@here.test", ()))
+        await until(asked.is_set)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        bench.relay.close()
+        reply = await bench.rig.relay().rcpt("v@here.test", ())
+        await bench.rig.settle()
+        return str(reply)
+
+    assert asyncio.run(scene()) == "250 for the second"
+    assert len(peer.conversations) == 2

@@ -75,9 +75,11 @@ class BackendError(Exception):
         self.reply = reply
 
     @property
-    def is_trouble(self) -> bool:
-        """Tell whether it is there, but does not get along with us: somebody has to look after it."""
-        return self.reply is TROUBLE
+    def outcome(self) -> str:
+        """The word for the log: `trouble`, which somebody has to look after, `failed`, or `refused` by its own word."""
+        if self.reply is TROUBLE:
+            return "trouble"
+        return "failed" if self.reply in (UNREACHABLE, GONE, BUSY) else "refused"
 
 
 def for_client(answer: Reply) -> Reply:

@@ -104,7 +104,7 @@ class Opener:
             await self._ehlo(connection, self.hostname)
         except BackendError as error:
             # Lost before it took part in anything: as good as not there.
-            raise error if error.is_trouble else BackendError(UNREACHABLE, str(error)) from error
+            raise error if error.reply is TROUBLE else BackendError(UNREACHABLE, str(error)) from error
 
     async def _encrypt(self, connection: Connection) -> None:
         if self.context is None or not connection.capabilities.starttls:

@@ -258,10 +258,10 @@ class Backends:
         """Log that a host did not take a transaction; what somebody has to mend is an alarm."""
         self._log.event(
             "relay",
-            outcome="trouble" if error.is_trouble else "failed",
+            outcome=error.outcome,
             stage=stage,
             id=ident,
             backend=str(endpoint) if endpoint else None,
             error=str(error),
-            **({"level": "alarm"} if error.is_trouble else {}),
+            **({"level": "alarm"} if error.outcome == "trouble" else {}),
         )

@@ -90,7 +90,7 @@ class Relay:
                 self._connection = None
                 self._backends.drop(connection)
                 return await self._begin(recipient, fresh=True)
-            return self._fail("rcpt", "failed", error)
+            return self._fail("rcpt", error)
         return self._judge("rcpt", answer)
 
     async def data(self) -> Reply:
@@ -102,7 +102,7 @@ class Relay:
         try:
             answer = await self._ask(connection, b"DATA", timeouts.data)
         except BackendError as error:
-            return self._fail("data", "failed", error)
+            return self._fail("data", error)
         if answer.code == 354:
             self._in_body = True
             connection.stream(self._flow, timeouts.block)
@@ -133,11 +133,11 @@ class Relay:
             else:
                 raise _out_of_turn(await connection.reply(timeouts.quit))
         except BackendError as error:
-            return self._fail("body", "failed", error)
+            return self._fail("body", error)
         try:
             answer = await connection.reply(timeouts.end_of_data)
         except BackendError as error:
-            return self._fail("end-of-data", "unknown", error)
+            return self._fail("end-of-data", error, outcome="unknown")
         self._is_waiting = False
         self._in_body = False
         reply = for_client(answer)
@@ -220,23 +220,23 @@ class Relay:
         try:
             answer = connection.take()
         except BackendError as error:
-            self._fail("body", "failed", error)
+            self._fail("body", error)
             return
         if answer is not None:
-            self._fail("body", "failed", _out_of_turn(answer))
+            self._fail("body", _out_of_turn(answer))
         elif connection.is_lost:
-            self._fail("body", "failed", connection.loss())
+            self._fail("body", connection.loss())
 
     def _passed_over(self, endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
         self._endpoint = endpoint
-        self._report(stage, "trouble" if error.is_trouble else "failed", error=str(error))
+        self._report(stage, error.outcome, error=str(error))
 
-    def _fail(self, stage: str, outcome: str, error: BackendError) -> Reply:
+    def _fail(self, stage: str, error: BackendError, outcome: str = "") -> Reply:
         connection, self._connection = self._connection, None
         if connection is None:
             return self._failure or GONE  # closed meanwhile, and that has been told
         self._failure = error.reply
-        self._report(stage, outcome, error=str(error))
+        self._report(stage, outcome or error.outcome, error=str(error))
         self._backends.drop(connection)
         return error.reply
 
