@@ -115,6 +115,9 @@ class Body:
             self.refusal = BARE_LINE_END
             return b""
         else:
+            if NUL_END.search(piece):  # before its dot is lost, as in a piece without a bare line end
+                self.refusal = BARE_NUL
+                return b""
             self._line_start = piece.endswith(b"\n") and not piece.endswith(b"\r\n")
             piece = self._normalise(piece, pairs)
         if self._nul_line or b"\x00" in piece:
