@@ -281,6 +281,13 @@ def test_explain_says_what_happens_and_changes_nothing(start_proxy: StartProxy, 
     assert [triplet["state"] for triplet in second["triplets"]] == ["pending"]
     assert explain(proxy, "127.0.1.1", recipient="u@elsewhere.test")["reason"] == "relay-denied"
     assert explain(proxy, "127.0.1.1", recipient="postmaster@here.test")["reason"] == "exempt-postmaster"
+    known = proxy.config.with_name("recipients")
+    known.write_text("u@here.test\n")
+    text = proxy.config.read_text()
+    proxy.config.write_text(text.replace("[backend]\n", f"[backend]\nrecipients = {json.dumps(str(known))}\n"))
+    assert explain(proxy, "127.0.1.1", recipient="v@here.test")["reason"] == "unknown-recipient"
+    assert explain(proxy, "127.0.1.1")["reason"] == "early"
+    proxy.config.write_text(text)
     # "Let it in now", by the command that explain itself names.
     words = command(proxy, "explain", "--client", "127.0.1.1", "--sender", "a@far.test", "--recipient", "u@here.test")
     (line,) = [line for line in words.splitlines() if line.startswith("to let it in now: ")]
