@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 import ssl
+import struct
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -222,7 +224,10 @@ class Talk:
         return data
 
     def reset(self) -> None:
-        """Leave at once."""
+        """Leave as a crashed client does: with a reset."""
+        connection = self.writer.get_extra_info("socket")
+        if connection is not None:  # else it is gone already
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def start_tls(self, context: ssl.SSLContext) -> None:

@@ -1,0 +1,444 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a session does with bytes, events and replies: batches, half-closed clients, faults of ours, a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+from aiosmtpd.smtp import SMTP
+from greylist_proxy.smtp.replies import Reply, own_reply
+from greylist_proxy.smtp.server import Session
+from greylist_proxy.smtp.transaction import Transaction
+
+from .peers import until
+from .sessions import ACCEPTED, ENVELOPE, PERMANENT, Stage, Talk, run
+
+WHOLE = b"\r\n".join((*ENVELOPE, b"DATA")) + b"\r\n"
+MESSAGE = b"Subject: x\r\n\r\nHello.\r\n"
+
+
+class Gate:
+    """An answer that waits for the test."""
+
+    def __init__(self, reply: Reply = ACCEPTED) -> None:
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+        self.cancelled = False
+        self._reply = reply
+
+    async def __call__(self) -> Reply:
+        self.asked.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return self._reply
+
+
+class Memory(asyncio.Transport):
+    """A transport that keeps each write by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.reading = True
+        self.closed = False
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return {"peername": ("192.0.2.1", 4711), "sockname": ("192.0.2.2", 25)}.get(name, default)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+def made(stage: Stage) -> tuple[Session, Memory]:
+    session, transport = Session(stage.services(), stage.watch), Memory()
+    session.connection_made(transport)
+    return session, transport
+
+
+def test_it_is_aiosmtpds_protocol_without_its_weight(stage: Stage) -> None:
+    async def dialogue() -> None:
+        session, _ignored = made(stage)
+        assert isinstance(session, SMTP)
+        assert not vars(session)  # no dictionary is filled: an idle session is to be small
+
+    run(dialogue())
+
+
+def test_replies_of_one_read_are_one_write(stage: Stage) -> None:
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        assert [write[:4] for write in transport.writes] == [b"220 "]
+        session.data_received(b"EHLO client.test\r\nNOOP\r\nRSET\r\nVRFY x\r\n")
+        assert len(transport.writes) == 2
+        assert [line[:4] for line in transport.writes[1].splitlines()] == [b"250-", b"250 ", b"250 ", b"250 ", b"252 "]
+        # Where the answers are there at once (Python 3.12 and later), a whole envelope is one write too.
+        session.data_received(b"\r\n".join(ENVELOPE[1:]) + b"\r\nDATA\r\n")
+        await until(lambda: transport.writes[-1].startswith(b"354 ") or b"\r\n354 " in transport.writes[-1])
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
+def test_what_waits_holds_back_what_comes_after_it(stage: Stage) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers["rcpt"] = Gate()
+        session, transport = made(stage)
+        session.data_received(WHOLE)
+        await gate.asked.wait()
+        assert transport.writes[-1].endswith(b"Sender OK\r\n")
+        count = len(transport.writes)
+        session.data_received(b"x" * 60_000)
+        assert transport.reading
+        session.data_received(b"x" * 60_000)
+        assert not transport.reading  # enough
+        assert len(transport.writes) == count
+        gate.open.set()
+        await until(lambda: transport.reading)
+        assert b"354 " in transport.writes[-1]
+        assert stage.transactions[0].content  # what came was the message
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
+def test_a_client_that_does_not_read_is_not_listened_to(stage: Stage) -> None:
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        session.pause_writing()
+        assert not transport.reading
+        session.data_received(b"NOOP\r\n")
+        assert len(transport.writes) == 1
+        session.resume_writing()
+        assert transport.reading
+        assert transport.writes[-1].startswith(b"250 ")
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
+def test_reading_goes_on_when_the_last_reason_is_gone(stage: Stage) -> None:
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        session.data_received(WHOLE)
+        await until(lambda: b"354 " in transport.writes[-1])
+        session.pause()
+        session.pause_writing()
+        session.resume_writing()
+        assert not transport.reading
+        session.resume()
+        session.resume()
+        assert transport.reading
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
+def test_a_flood_of_events_lets_others_have_their_turn(stage: Stage) -> None:
+    stage.limits = dataclasses.replace(stage.limits, max_idle_commands=100_000)
+
+    async def dialogue() -> None:
+        flood, other = await stage.open(), await stage.connect()
+        await flood.begin()
+        await other.begin()
+        flood.send(b"EHLO x\r\n" * 20_000)
+        answers = 0
+        while (await other.ask(b"NOOP")).startswith(b"250 "):
+            answers += 1
+            if answers == 5:
+                break
+        assert answers == 5
+        assert (await flood.reply()).startswith(b"250-")
+        flood.reset()
+        await until(lambda: len(stage.watch) == 1)
+
+    run(dialogue())
+
+
+def test_another_protocol_is_closed_without_a_word(stage: Stage) -> None:
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin()
+        talk.send(b"GET / HTTP/1.1\r\nHost: mx.test\r\n\r\n")
+        assert await talk.until_end() == b""
+        (event,) = stage.events("foreign")
+        assert (event["client"], event["protocol"]) == ("127.0.0.1", "http")
+
+    run(dialogue())
+
+
+# -- the client closes its half, or all of it --
+
+
+def test_commands_before_a_half_close_are_answered(stage: Stage) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers["rcpt"] = Gate()
+        talk = await stage.open()
+        await talk.begin()
+        talk.send(b"\r\n".join(ENVELOPE) + b"\r\nNOOP\r\n")
+        talk.writer.write_eof()
+        await gate.asked.wait()
+        gate.open.set()
+        assert [line[:4] for line in (await talk.until_end()).splitlines()][-3:] == [b"250 "] * 3
+        await until(lambda: not len(stage.watch))
+        assert stage.transactions[0].outcomes == ["client-gone"]
+
+    run(dialogue())
+
+
+def test_a_half_close_after_the_final_dot_still_gets_its_reply(stage: Stage) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers["commit"] = Gate()
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send(MESSAGE + b".\r\n")
+        talk.writer.write_eof()
+        await gate.asked.wait()
+        await asyncio.sleep(0.1)  # the end of the input is there
+        gate.open.set()
+        assert await talk.until_end() == ACCEPTED.wire()
+        assert stage.transactions[0].outcomes == ["committed"]
+
+    run(dialogue())
+
+
+@pytest.mark.parametrize("leave", [Talk.reset, lambda talk: talk.writer.close(), lambda talk: talk.writer.write_eof()])
+@pytest.mark.parametrize("sent", [b"", MESSAGE, MESSAGE + b".", MESSAGE + b".\r", MESSAGE + b".\n", b"x" * 300_000])
+def test_a_client_that_leaves_in_its_message(stage: Stage, leave: Callable[[Talk], None], sent: bytes) -> None:
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send(sent)
+        await talk.writer.drain()
+        leave(talk)
+        await until(lambda: not len(stage.watch))
+        assert stage.transactions[0].outcomes == ["client-gone"]
+
+    run(dialogue())
+
+
+def test_a_client_that_leaves_after_the_final_dot(stage: Stage) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers["commit"] = Gate()
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send(MESSAGE + b".\r\n")
+        await gate.asked.wait()
+        talk.reset()
+        await until(lambda: not len(stage.watch))
+        assert len(stage.tasks) == 1  # what a stop waits for
+        gate.open.set()
+        await until(lambda: not stage.tasks)
+        assert not gate.cancelled
+        assert stage.transactions[0].outcomes == ["committed"]
+
+    run(dialogue())
+
+
+@pytest.mark.parametrize("point", ["rcpt", "data"])
+def test_a_client_that_leaves_while_we_work(stage: Stage, point: str) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers[point] = Gate()
+        talk = await stage.open()
+        await talk.begin()
+        talk.send(WHOLE)
+        await gate.asked.wait()
+        talk.reset()
+        await until(lambda: not stage.tasks)
+        # Nobody waits for the answer, and what holds a backend lets it go.
+        assert gate.cancelled
+        assert stage.transactions[0].outcomes == ["client-gone"]
+        assert stage.events("error") == []
+
+    run(dialogue())
+
+
+# -- faults of our own --
+
+
+def test_an_exception_is_a_451_and_shows_nothing(stage: Stage) -> None:
+    stage.answers["rcpt"] = RuntimeError("the secret")
+
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE[:2])
+        assert await talk.ask(ENVELOPE[2]) == b"451 4.3.0 Internal error, try again later\r\n"
+        stage.answers["rcpt"] = ACCEPTED
+        # The transaction stays: 503 would make the sender give up.
+        assert (await talk.ask(ENVELOPE[2])).startswith(b"250 ")
+        stage.answers["data"] = RuntimeError("the secret")
+        assert (await talk.ask(b"DATA")).startswith(b"451 4.3.0 ")
+        assert stage.transactions[0].outcomes == ["failed", "failed", "refused"]
+        assert [("the secret" in event["traceback"]) for event in stage.events("error")] == [True, True]
+        assert (await talk.ask(b"NOOP")).startswith(b"250 ")
+
+    run(dialogue())
+
+
+def test_an_exception_in_a_message_ends_the_session(stage: Stage) -> None:
+    stage.answers["write"] = RuntimeError("the secret")
+
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        # What is left of the message must not be read as commands.
+        talk.send(b"Subject: x\r\nMAIL FROM:<smuggled@far.test>\r\n")
+        assert await talk.until_end() == b"421 4.3.0 Internal error, try again later\r\n"
+        assert len(stage.transactions) == 1
+        assert stage.transactions[0].outcomes == ["failed", "failed"]
+
+    run(dialogue())
+
+
+def test_an_exception_in_a_commit(stage: Stage) -> None:
+    stage.answers["commit"] = RuntimeError("the secret")
+
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send(MESSAGE + b".\r\n")
+        assert (await talk.reply()).startswith(b"451 4.3.0 ")
+        assert (await talk.ask(b"NOOP")).startswith(b"250 ")
+        assert len(stage.events("error")) == 1
+
+    run(dialogue())
+
+
+def test_a_transaction_that_cant_be_made(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Transaction:
+        raise RuntimeError("the secret")
+
+    monkeypatch.setattr("greylist_proxy.smtp.server.Transaction", broken)
+
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(ENVELOPE[0])
+        assert (await talk.ask(ENVELOPE[1])).startswith(b"451 4.3.0 ")
+        assert (await talk.ask(ENVELOPE[2])).startswith(b"503 ")
+
+    run(dialogue())
+
+
+# -- what a transaction says --
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcomes"),
+    [
+        (own_reply(503, "5.5.1", "RCPT first"), []),
+        (PERMANENT, ["refused"]),
+        (own_reply(451, "4.3.0", "Not now"), ["refused"]),
+    ],
+)
+def test_what_data_is_answered(stage: Stage, answer: Reply, outcomes: list[str]) -> None:
+    stage.answers["data"] = answer
+
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE)
+        assert await talk.ask(b"DATA") == answer.wire()
+        assert stage.transactions[0].outcomes == outcomes
+        assert (await talk.ask(ENVELOPE[2])).startswith(b"503 " if outcomes else b"250 ")
+
+    run(dialogue())
+
+
+def test_a_message_that_is_too_big_is_read_to_its_end(stage: Stage) -> None:
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send(b"x" * 70 + b"\r\n")
+        talk.send((b"x" * 70 + b"\r\n") * 20_000)
+        await until(lambda: stage.transactions[0].outcomes)
+        assert stage.transactions[0].outcomes == ["refused-here"]
+        talk.send(b".\r\n")
+        assert (await talk.reply()).startswith(b"552 5.3.4 ")
+        assert (await talk.ask(b"NOOP")).startswith(b"250 ")
+
+    run(dialogue())
+
+
+def test_bare_line_ends_that_were_mended_are_counted(stage: Stage) -> None:
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send(b"Subject: x\n\r\nHello.\n.\nMore\r\n.\r\n")
+        assert (await talk.reply()).startswith(b"250 ")
+        (event,) = stage.events("normalised")
+        assert (event["client"], event["count"]) == ("127.0.0.1", 3)
+
+    run(dialogue())
+
+
+@pytest.mark.parametrize("line", [b"RSET", b"EHLO again.test", b"QUIT"])
+def test_the_end_of_a_transaction(stage: Stage, line: bytes) -> None:
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE)
+        assert (await talk.ask(line))[:1] == b"2"
+        assert stage.transactions[0].outcomes == ["reset"]
+
+    run(dialogue())
+
+
+# -- a stop --
+
+
+def test_a_stop_between_and_in_transactions(stage: Stage) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers["commit"] = Gate()
+        idle, begun, busy = await stage.open(), await stage.connect(), await stage.connect()
+        await idle.begin(ENVELOPE[0])
+        await begun.begin(*ENVELOPE[:2])
+        await busy.begin(*ENVELOPE, b"DATA")
+        busy.send(MESSAGE + b".\r\n")
+        await gate.asked.wait()
+        for _n in range(3):  # as the program does: again and again
+            for session in stage.watch:
+                session.stop()
+        assert (await idle.until_end()).startswith(b"421 4.3.2 ")
+        assert (await begun.ask(ENVELOPE[2])).startswith(b"250 ")
+        gate.open.set()
+        assert await busy.reply() == ACCEPTED.wire()
+        assert (await busy.until_end()).startswith(b"421 4.3.2 ")
+        begun.send(b"RSET\r\n")
+        assert (await begun.reply()).startswith(b"250 ")
+        assert (await begun.until_end()).startswith(b"421 4.3.2 ")
+        await until(lambda: not len(stage.watch))
+
+    run(dialogue())
+
+
+def test_an_abort(stage: Stage) -> None:
+    async def dialogue() -> None:
+        gate = stage.answers["rcpt"] = Gate()
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE[:2])
+        talk.send(ENVELOPE[2] + b"\r\n")
+        await gate.asked.wait()
+        for session in stage.watch:
+            session.abort()
+        assert await talk.until_end() == b""
+        await until(lambda: not stage.tasks)
+        assert stage.transactions[0].outcomes == ["client-gone"]
+        assert stage.connections.total == 0
+
+    run(dialogue())
