@@ -119,8 +119,8 @@ class ServerProtocol:
 
     @property
     def owes(self) -> bool:
-        """True while a reply is owed."""
-        return self._owed is not None
+        """True while a reply is owed to the last event."""
+        return self._owed is not None and not self._pending
 
     @property
     def buffered(self) -> int:
