@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,31 @@ def program_key(dialogue: Dialogue) -> str:
     return json.dumps([dialogue.settings, dialogue.files, lasting, name])
 
 
+class Programs:
+    """Has the program running with a dialogue's settings, one process at a time: sort dialogues by `program_key`."""
+
+    def __init__(self, make_folder: Callable[[], Path]) -> None:
+        self._make_folder = make_folder
+        self._key = ""
+        self._program: Program | None = None
+
+    def ready_for(self, dialogue: Dialogue) -> Program:
+        """Return it, with nothing left of earlier dialogues."""
+        key = program_key(dialogue)
+        if self._program is None or key != self._key:
+            self.close()
+            self._program, self._key = Program(self._make_folder(), dialogue), key
+        self._program.begin(dialogue)
+        return self._program
+
+    def close(self) -> None:
+        if self._program is not None:
+            self._program.close()
+            self._program = None
+
+
 class Program:
-    """`greylist-proxy` with the settings of the dialogue that it is first asked for."""
+    """`greylist-proxy` with the settings of one dialogue, for all that want the same."""
 
     is_own = True
     timeout = DEADLINE

@@ -5,34 +5,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from .dialogue_client import Conversation
-from .dialogue_servers import Program, program_key
+from .dialogue_servers import Programs, program_key
 from .dialogues import Dialogue, load_all
 from .peers import closing
 
-DIALOGUES = load_all()
-FIRST = {program_key(dialogue): dialogue for dialogue in reversed(DIALOGUES)}
+DIALOGUES = sorted(load_all(), key=program_key)  # so that those with the same settings share a process
 
 
 @pytest.fixture(scope="module")
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """The program with the settings of a kind of dialogue; pytest runs all of them before the next."""
-    with closing(Program(tmp_path_factory.mktemp("program"), FIRST[request.param])) as server:
-        yield server
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """The program, with any settings."""
+    with closing(Programs(lambda: tmp_path_factory.mktemp("program"))) as made:
+        yield made
 
 
 @pytest.mark.parametrize("pieces", [False, True], ids=["whole", "pieces"])
-@pytest.mark.parametrize(
-    ("program", "dialogue"),
-    [(program_key(dialogue), dialogue) for dialogue in DIALOGUES],
-    ids=[dialogue.name for dialogue in DIALOGUES],
-    indirect=["program"],
-)
-def test_dialogue(program: Program, dialogue: Dialogue, pieces: bool) -> None:
-    program.begin(dialogue)
+@pytest.mark.parametrize("dialogue", DIALOGUES, ids=[dialogue.name for dialogue in DIALOGUES])
+def test_dialogue(programs: Programs, dialogue: Dialogue, pieces: bool) -> None:
+    program = programs.ready_for(dialogue)
     Conversation(dialogue, program, pieces=pieces).run()
     assert program.errors() == []
