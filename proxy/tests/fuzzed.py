@@ -21,7 +21,21 @@ from greylist_proxy.config import Config, ConfigError, advice, load
 from greylist_proxy.lists import ListError
 from greylist_proxy.lists import postgrey as list_files
 from greylist_proxy.smtp.capabilities import Capabilities
-from greylist_proxy.smtp.events import Bye, Chunk, Data, End, Event, Limits, Mail, Offers, Rcpt, Refused, Spoiled, StartTls
+from greylist_proxy.smtp.events import (
+    Bye,
+    Chunk,
+    Data,
+    End,
+    Event,
+    Foreign,
+    Limits,
+    Mail,
+    Offers,
+    Rcpt,
+    Refused,
+    Spoiled,
+    StartTls,
+)
 from greylist_proxy.smtp.protocol import MAX_COMMAND, ServerProtocol
 from greylist_proxy.smtp.proxy_header import MAX_V2, HeaderError, HeaderReader, Named, Unnamed
 from greylist_proxy.smtp.recipients import Recipients
@@ -115,12 +129,12 @@ def converse(inputs: list[bytes], seed: int, offers: Offers, limits: Limits, *, 
 
 
 def without_reason(event: Event) -> Event:
-    """Leave out which of several reasons a message is refused for: that may depend on which came in first."""
+    """Leave out which of several reasons there is for an end: that may depend on which of them came in first."""
     if isinstance(event, Spoiled):
         return Spoiled(NEVER)
     if isinstance(event, End) and event.refusal is not None:
         return End(NEVER)
-    return event
+    return Foreign("") if isinstance(event, Foreign) else event
 
 
 def check_message(message: bytes) -> None:

@@ -248,9 +248,10 @@ def _octets(text: str) -> list[int]:
     numbers: list[int] = []
     for part in text.split(";"):
         first, dots, last = part.partition("..")
-        numbers += range(int(first), int(last if dots else first) + 1)
-    if not numbers or max(numbers) > 255:
-        raise ValueError("not an octet")
+        low, high = int(first), int(last if dots else first)
+        if not low <= high <= 255:
+            raise ValueError("not an octet")
+        numbers += range(low, high + 1)
     return numbers
 
 

@@ -15,6 +15,7 @@ Keys come from `entries.py`, which also folds what is looked for.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
@@ -181,9 +182,14 @@ class Patterns:
                 "with one repeat"
             )
         try:
-            compiled = re.compile(pattern, re.IGNORECASE | re.ASCII)
+            with warnings.catch_warnings():
+                # Python warns, on stderr, of what another version might read differently.
+                warnings.simplefilter("ignore", FutureWarning)
+                compiled = re.compile(pattern, re.IGNORECASE | re.ASCII)
         except (re.error, OverflowError, RecursionError) as error:
-            raise PatternError(f"not a regular expression that Python knows ({error}); rewrite it") from error
+            # It quotes the expression, which may hold what a terminal obeys.
+            reason = "".join(char if " " <= char <= "~" else "?" for char in str(error))
+            raise PatternError(f"not a regular expression that Python knows ({reason}); rewrite it") from error
         self._patterns.append((compiled, rule))
 
     def find(self, text: str) -> Match | None:
