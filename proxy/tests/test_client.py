@@ -274,3 +274,22 @@ def test_an_origin_keeps_what_it_was_given(make_dns: MakeDns) -> None:
 
     origin = run(make_dns(), "spf", use)
     assert (origin.client, origin.helo, origin.sender) == (client("192.0.2.1"), "Mail.Example.NET", "Joe@Example.NET")
+
+
+@pytest.mark.parametrize(
+    ("peer", "network", "literal"),
+    [
+        ("192.0.2.77", "192.0.2.0/24", "[192.0.2.77]"),
+        ("::ffff:192.0.2.77", "192.0.2.0/24", "[192.0.2.77]"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64", "[IPv6:2001:db8:1:2:3::4]"),
+        ("fe80::1%eth0", "fe80::/64", "[IPv6:fe80::1]"),
+    ],
+)
+def test_clients(peer: str, network: str, literal: str) -> None:
+    found = identify(peer, 24, 64)
+    assert (found.network, found.literal) == (network, literal)
+
+
+def test_prefixes() -> None:
+    assert identify("192.0.2.77", 32, 64).network == "192.0.2.77/32"
+    assert identify("2001:db8:1:2::1", 24, 48).network == "2001:db8:1::/48"

@@ -21,7 +21,8 @@ from greylist_proxy.smtp.replies import NO_PARAMETER, TOO_BIG, Reply, own_reply
 MAX_ENVID = 100  # RFC 3461 section 4.4
 MAX_ORCPT = 500  # section 4.2
 # The path, and what is left for parameters. A quoted local part may hold ">" and white space.
-ARGUMENT = re.compile(rb'\s*<((?:[^"<>\s]++|"(?:[^"\\]++|\\.)*+")*+)>(?:\s+(\S.*))?\s*', re.DOTALL)
+ARGUMENT = re.compile(rb'[ \t]*<((?:[^"<>\s]++|"(?:[^"\\]++|\\.)*+")*+)>(?:[ \t]+([^ \t].*)|[ \t]*)', re.DOTALL)
+BLANKS = re.compile(rb"[ \t]+")
 # esmtp-param, RFC 5321 section 4.1.2; RFC 6531 section 3.3 adds what is not ASCII to the value.
 PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e\x80-\U0010ffff]+))?")
 # RFC 3461 section 4: printable, and what xtext hides must be printable too, or a notification would be forged with it.
@@ -55,7 +56,10 @@ def split(argument: bytes, keyword: bytes) -> tuple[str, tuple[Parameter, ...]]:
         raise AddressError(own_reply(501, "5.5.4", f"Expected {keyword.decode()}<address>"))
     path, rest = match.groups()
     try:
-        return path.decode(), tuple(map(_parameter, rest.decode().split())) if rest else ()
+        # Not split(): to Unicode many more characters are blanks.
+        return path.decode(), tuple(
+            _parameter(raw.decode()) for raw in BLANKS.split(rest.rstrip(b" \t"))
+        ) if rest else ()
     except UnicodeDecodeError:
         raise AddressError(NOT_UTF8) from None
 
