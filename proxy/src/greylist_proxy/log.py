@@ -7,7 +7,7 @@ bidirectional controls or reach a terminal as a command.
 
     listening   addresses            the sockets that are really bound, once at start
     warning     message              a setting outside an RFC's advice, a line of a list that does not count
-    decision    verdict reason client network sender recipient seconds_left id, key rule would where there are any
+    decision    verdict reason client network sender recipient seconds_left id, key rule would early where there are any
     relay       outcome stage id backend code bytes seconds ...   what became of a transaction behind
     trap        client recipient seconds undo                     a spam trap closed, and the command that opens it
     store       state error kind     the store failed, works again, or was damaged and set aside
