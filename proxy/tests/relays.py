@@ -101,15 +101,16 @@ class Rig:
         recipients: Sequence[tuple[str, Sequence[Parameter]]] = (("u@here.test", ()),),
         promised: Capabilities | None = ALL,
         client: Introduction = CLIENT,
+        pause: float = 0.05,
     ) -> Played:
-        """Play one message as far as the answers allow."""
+        """Play one message as far as the answers allow, with a pause of so many seconds after its beginning."""
         relay = self.relay(*parameters, promised=promised, client=client)
-        stage, reply = await self._steps(relay, body, recipients)
+        stage, reply = await self._steps(relay, body, recipients, pause)
         relay.close()
         return Played(stage, reply)
 
     async def _steps(
-        self, relay: Relay, body: bytes, recipients: Sequence[tuple[str, Sequence[Parameter]]]
+        self, relay: Relay, body: bytes, recipients: Sequence[tuple[str, Sequence[Parameter]]], pause: float
     ) -> tuple[str, Reply]:
         for address, parameters in recipients:
             reply = await relay.rcpt(address, parameters)
@@ -121,7 +122,7 @@ class Rig:
         for start in range(0, len(body), 4096):
             relay.write(body[start : start + 4096])
             # What the peer says meanwhile arrives; and who is told to wait, waits.
-            await asyncio.sleep(0.05 if start == 0 else 0)
+            await asyncio.sleep(pause if start == 0 else 0)
             await until(lambda: not self.flow.is_pressed)
         return "end", await relay.finish()
 
