@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from greylist_proxy.cli import main
 from greylist_proxy.config import Config, ConfigError, advice, load
+from greylist_proxy.config_sections import BackendSection, SmtpSection
 from greylist_proxy.config_values import DnsList, Endpoint
 from greylist_proxy.policy import Mode, Rules
 
@@ -100,7 +102,8 @@ GREYLIST_KEYS = (
     "mode, delay, retry_window, lifetime, client_key, auto_allow_after, max_pending_per_network, reply, ipv4_prefix, "
     "ipv6_prefix"
 )
-SECTIONS = "smtp, backend, greylist, allow, trap, dns, store"
+SECTIONS = "smtp, backend, greylist, allow, trap, dns, store, tarpit"
+SMTP_KEYS = ", ".join(SmtpSection.model_fields)
 URL = (
     "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db, or valkey://host:6379/0, "
     "valkey+sentinel://host:26379,host:26379/NAME/0, valkey+cluster://host:6379,host:6379 (valkeys for TLS; redis and "
@@ -283,16 +286,63 @@ def test_dns_lists(tmp_path: Path) -> None:
             '[store]\non_failure = "drop"',
             'store.on_failure = "drop": allowed is "accept" (mail goes on ungreylisted) or "defer"',
         ),
+        # the relay
+        *(
+            (f"[smtp]\nproxy_protocol_from = [{value}]", None)
+            for value in ('"0.0.0.0/0"', '"::/0"', '"::ffff:0:0/96"', '"::/1"', '"192.0.2.1/24"', '"proxy.test"', "1")
+        ),
+        ('[smtp]\nproxy_protocol_from = ["192.0.2.0/24", "192.0.2.0/24"]', None),
+        (
+            '[smtp]\ntls_key = "/key.pem"',
+            "smtp.tls_certificate: allowed is a file where tls_key is one: both or neither",
+        ),
+        (
+            '[smtp]\ntls_certificate = "/cert.pem"\ntls_key = ""',
+            'smtp.tls_key = "": allowed is a file where tls_certificate is one: both or neither',
+        ),
+        *(
+            (f"[smtp]\n{line}", None)
+            for line in (
+                "max_connections = 0",
+                "max_connections_per_client = 0",
+                "workers = -1",
+                "workers = 1.5",
+                "max_recipients = 0",
+                'command_timeout = "2h"',
+                "data_timeout = 0",
+                'session_timeout = "2d"',
+                "min_data_rate = -1",
+                'bare_line_ends = "keep"',
+                'max_header_size = "1KiB"',
+                "max_hops = 9",
+                'receive_buffer = "1GiB"',
+            )
+        ),
+        (
+            '[smtp]\nsession_timeout = "5m"',
+            'smtp.session_timeout = "5m": allowed is longer than command_timeout (300 seconds) and data_timeout '
+            "(180 seconds)",
+        ),
+        ('[tarpit]\nseconds = "3m"', None),
+        ('[tarpit]\ngreet_delay = "2m"', None),
+        (
+            "[tarpit]\nmax_waiting = 5000",
+            "tarpit.max_waiting = 5000: allowed is below smtp.max_connections (5000)",
+        ),
+        (
+            "[smtp]\nmax_connections = 100",
+            "tarpit.max_waiting: allowed is below smtp.max_connections (100)",
+        ),
         # what is not known here, as long as it is not built
         (
             "[greylist]\ndealy = 1",
             f"greylist.dealy: unknown key; known here: {GREYLIST_KEYS}",
         ),
-        ("[smtp]\ntls_key = ''", "smtp.tls_key: unknown key; known here: listen, hostname, max_message_size"),
-        ("[tarpit]\nseconds = 5", f"tarpit: unknown section; known here: {SECTIONS}"),
+        ("[smtp]\nstarttls = ''", f"smtp.starttls: unknown key; known here: {SMTP_KEYS}"),
+        ("[admin]\nsocket = ''", f"admin: unknown section; known here: {SECTIONS}"),
         (
             '[smtp]\n"a\\u001b[31m\\nb" = 1',
-            "smtp.a\\u001b[31m\\nb: unknown key; known here: listen, hostname, max_message_size",
+            f"smtp.a\\u001b[31m\\nb: unknown key; known here: {SMTP_KEYS}",
         ),
         (
             "[[greylist]]\ndelay = 1",
@@ -309,6 +359,58 @@ def test_an_error_names_key_value_and_what_is_allowed(tmp_path: Path, text: str,
         assert line.endswith(f": allowed is {allowed}")
     else:
         assert line == error
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'unknown_domain = "accept"',
+        'recipients = "users"',
+        'verify_recipient_first = "yes"',
+        'send_client_address = "proxy"',
+        "starttls = true",
+        'ca_file = "ca.pem"',
+        'capabilities = ["CHUNKING"]',
+        'capabilities = ["8BITMIME=1"]',
+        'capabilities = ["SIZE x"]',
+        'capabilities = ["SIZE 5", "size"]',
+        "max_connections = 0",
+        "idle_connections = -1",
+        "idle_timeout = 0",
+    ],
+)
+def test_errors_of_the_backend(tmp_path: Path, line: str) -> None:
+    key = line.partition(" = ")[0]
+    allowed = BackendSection.model_fields[key].description
+    (error,) = errors(tmp_path, f"{LEAST}{line}")
+    assert error.startswith(f"backend.{key} = ")
+    assert error.endswith(f": allowed is {allowed}")
+
+
+def test_the_relays_settings(tmp_path: Path) -> None:
+    config = parse(
+        tmp_path,
+        """
+        [smtp]
+        proxy_protocol_from = ["192.0.2.0/28", "2001:db8::7"]
+        tls_certificate = "/cert.pem"
+        tls_key = "/key.pem"
+        receive_buffer = 0
+        [backend]
+        hosts = ["mail01.example.org:25"]
+        domains = ["example.org"]
+        recipients = "/users"
+        capabilities = ["SIZE 36700160", "8BITMIME", "smtputf8"]
+        [tarpit]
+        seconds = "5s"
+        """,
+    )
+    assert config.smtp.proxy_protocol_from == [ip_network("192.0.2.0/28"), ip_network("2001:db8::7/128")]
+    assert (config.smtp.tls_certificate, config.smtp.tls_key) == (Path("/cert.pem"), Path("/key.pem"))
+    assert config.smtp.receive_buffer == 0
+    assert config.backend.recipients == Path("/users")
+    assert config.backend.capabilities == ["SIZE 36700160", "8BITMIME", "smtputf8"]
+    assert config.tarpit.seconds == 5
 
 
 @pytest.mark.parametrize(
@@ -369,7 +471,9 @@ def test_all_errors_at_once(tmp_path: Path, text: str, lines: list[str]) -> None
 )
 def test_a_proxy_is_not_its_own_backend(tmp_path: Path, listen: str, host: str) -> None:
     text = f'[smtp]\nlisten = ["{listen}"]\n[backend]\nhosts = ["{host}"]\ndomains = ["a.test"]'
-    assert errors(tmp_path, text) == [f"backend.hosts: allowed is a mail server, not this proxy's own listener {host}"]
+    assert errors(tmp_path, text) == [
+        f'backend.hosts = ["{host}"]: allowed is a mail server, not this proxy\'s own listener {host}'
+    ]
     assert parse(tmp_path, text.replace(f'hosts = ["{host}"]', 'hosts = ["127.0.0.1:2525"]'))
 
 
@@ -383,6 +487,38 @@ def test_a_proxy_is_not_its_own_backend(tmp_path: Path, listen: str, host: str) 
 )
 def test_advice(tmp_path: Path, text: str, sentences: list[str]) -> None:
     assert advice(parse(tmp_path, f"{LEAST}[greylist]\n{text}")) == sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        (
+            '[smtp]\ncommand_timeout = "1m"\ndata_timeout = "1m"\nmax_recipients = 99',
+            [
+                "smtp.command_timeout is 60s, RFC 5321 section 4.5.3.2.7 advises 5m or more",
+                "smtp.data_timeout is 60s, RFC 5321 section 4.5.3.2.5 advises 3m or more",
+                "smtp.max_recipients is 99, RFC 5321 section 4.5.3.1.8 wants 100 or more",
+            ],
+        ),
+        (
+            "[smtp]\nmax_connections_per_client = 5001",
+            ["smtp.max_connections_per_client is over smtp.max_connections: one client may take all"],
+        ),
+    ],
+)
+def test_advice_for_sessions(tmp_path: Path, text: str, sentences: list[str]) -> None:
+    assert advice(parse(tmp_path, f"{LEAST}{text}")) == sentences
+
+
+def test_advice_for_tls_at_the_backend(tmp_path: Path) -> None:
+    text = '[backend]\nhosts = ["mail.test:25", "10.0.0.1:25", "[::1]:2525"]\ndomains = ["a.test"]\n'
+    assert advice(parse(tmp_path, f'{text}starttls = "verify"\nca_file = "/ca"')) == [
+        f"backend.starttls is verify, and {host} is an address: its certificate must have that address in it"
+        for host in ("10.0.0.1:25", "[::1]:2525")
+    ]
+    assert advice(parse(tmp_path, f'{text}ca_file = "/ca"')) == [
+        "backend.ca_file has no effect while backend.starttls is opportunistic"
+    ]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import logging
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +38,7 @@ from greylist_proxy.systemd import notify
 from greylist_proxy.tasks import Tasks
 from greylist_proxy.workers import STOP_PATIENCE, Parent, Supervisor, processors
 
+STDERR = 2
 STOP_POLL = 0.05  # seconds
 SUM_UP_EVERY = 1.0  # seconds
 FIRST_PROBE = 2.0  # seconds that a start may wait for the backends
@@ -47,9 +47,9 @@ OTHER_DESCRIPTORS = 100  # of a process: standard streams, the store, the loop, 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process serves: alone, or as one of several."""
+    """Where a process serves: alone, or as one of several. `listen` returns its sockets, or raises ListenError."""
 
-    sockets: Sequence[socket.socket]
+    listen: Callable[[], Sequence[socket.socket]]
     connections: Connections
     workers: int = 1
     parent: Parent | None = None
@@ -64,18 +64,22 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     smtp = config.smtp
     workers = smtp.workers or processors()
     connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)
-    sockets = systemd_sockets(smtp.receive_buffer) or make_sockets(smtp.listen, smtp.receive_buffer)
+
+    def listen() -> Sequence[socket.socket]:
+        return systemd_sockets(smtp.receive_buffer) or make_sockets(smtp.listen, smtp.receive_buffer)
+
     if workers == 1:
-        _serve_in_a_loop(config, reread, Place(sockets, connections), warnings)
+        _serve_in_a_loop(config, reread, Place(listen, connections), warnings)
         return DONE
-    log = Log(lines=Sparing(sys.stderr.fileno()))
+    sockets = listen()
+    log = Log(lines=Sparing(STDERR))
     for sentence in warnings:
         log.event("warning", message=sentence)
 
     def work(parent: Parent) -> int:
         connections.use(parent.number)
         try:
-            _serve_in_a_loop(config, reread, Place(sockets, connections, workers, parent), [])
+            _serve_in_a_loop(config, reread, Place(lambda: sockets, connections, workers, parent), [])
         except ConfigError as error:
             for line in error.lines:
                 complain(line)
@@ -90,7 +94,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
 def _serve_in_a_loop(config: Config, reread: Callable[[], Config], place: Place, warnings: list[str]) -> None:
     constant = {"worker": place.parent.number} if place.parent else {}
-    writer = LineWriter(sys.stderr.fileno(), lambda count: log.line("log", {"state": "lost", "lines": count}))
+    writer = LineWriter(STDERR, lambda count: log.line("log", {"state": "lost", "lines": count}))
     log = Log(lines=writer, constant=constant)
     try:
         for sentence in warnings:
@@ -119,6 +123,9 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     except ListError as error:
         raise ConfigError(error.lines) from error
     services = services_of(config, judgement, log, tasks, place.connections, place.workers)
+    reloader = Reloader(config, reread, services, judgement, store, log, place.workers)
+    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
+    sockets = place.listen()
     # An operator's blocks and exemptions count from the first client on.
     await judgement.gate.load_entries()
     helpers = [
@@ -133,15 +140,13 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     ]
     await _first_probe(services.backends)
     watch = Watch()
-    servers = await serve_on(place.sockets, lambda: Session(services, watch))
-    reloader = Reloader(config, reread, services, judgement, store, log, place.workers)
-    loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
+    servers = await serve_on(sockets, lambda: Session(services, watch))
     if place.parent is None or place.parent.number == 0:
         # All processes read the same files: one of them says what is wrong there.
         for sentence in judgement.exemptions.warnings:
             log.event("warning", message=sentence)
     if place.parent is None:
-        log.event("listening", addresses=_addresses(place.sockets))
+        log.event("listening", addresses=_addresses(sockets))
     tell("READY=1")
 
     await stopped.wait()
@@ -161,7 +166,7 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
 
 
 async def _first_probe(backends: Backends) -> None:
-    """Wait a little for what the backends offer, where it is not known from before: clients would have to come again."""
+    """Wait a little for what the backends offer, where nothing is known of it: clients would have to come again."""
     end = asyncio.get_running_loop().time() + FIRST_PROBE
     while backends.offered is None and "unknown" in backends.health().values():
         if asyncio.get_running_loop().time() > end:
