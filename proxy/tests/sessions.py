@@ -184,6 +184,13 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return made
 
 
+async def opened(services: Services) -> Talk:
+    """Serve with these services, and connect a client."""
+    watch = Watch()
+    listener = await asyncio.get_running_loop().create_server(lambda: Session(services, watch), "127.0.0.1", 0)
+    return Talk(*await asyncio.open_connection(*listener.sockets[0].getsockname()[:2]))
+
+
 class Talk:
     """A client in the same loop."""
 
@@ -232,4 +239,4 @@ class Talk:
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Make the client's half of a handshake."""
-        await self.writer.start_tls(context, server_hostname="mx.test")
+        await self.writer.start_tls(context, listenerhostname="mx.test")
