@@ -56,10 +56,10 @@ def split(argument: bytes, keyword: bytes) -> tuple[str, tuple[Parameter, ...]]:
         raise AddressError(own_reply(501, "5.5.4", f"Expected {keyword.decode()}<address>"))
     path, rest = match.groups()
     try:
-        # Not split(): to Unicode many more characters are blanks.
-        return path.decode(), tuple(
-            _parameter(raw.decode()) for raw in BLANKS.split(rest.rstrip(b" \t"))
-        ) if rest else ()
+        if not rest:
+            return path.decode(), ()
+        # Not str.split: to Unicode many more characters are blanks.
+        return path.decode(), tuple(_parameter(raw.decode()) for raw in BLANKS.split(rest.rstrip(b" \t")))
     except UnicodeDecodeError:
         raise AddressError(NOT_UTF8) from None
 

@@ -147,7 +147,10 @@ class ServerProtocol:
         while (end := self._input.find(b"\n", self._at)) >= 0:
             if (event := self._take_line(end)) is not None:
                 return event
-        return self._keep_rest()
+        if self._at < len(self._input):
+            return self._keep_rest()
+        self._input, self._at = b"", 0
+        return None
 
     def reply(self, reply: Reply) -> None:
         """Answer what is owed. A 421 closes. ValueError: nothing is owed."""
@@ -183,9 +186,8 @@ class ServerProtocol:
 
     def take_output(self) -> bytes:
         """Return the replies gathered since the last call."""
-        output = b"".join(self._output)
-        self._output.clear()
-        return output
+        output, self._output = self._output, []
+        return output[0] if len(output) == 1 else b"".join(output)
 
     def restart_after_tls(self) -> int:
         """Begin anew under TLS. All is forgotten, also what had been received in clear: its number of octets is

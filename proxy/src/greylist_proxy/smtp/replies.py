@@ -42,6 +42,8 @@ class Reply:
 
     def wire(self) -> bytes:
         """Return the reply as it goes over the wire."""
+        if len(self.lines) == 1:
+            return b"%d %b\r\n" % (self.code, self.lines[0])
         *first, last = self.lines
         return b"".join(b"%d-%b\r\n" % (self.code, line) for line in first) + b"%d %b\r\n" % (self.code, last)
 
