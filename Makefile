@@ -68,7 +68,7 @@ molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers w
 	@dev/molecule.sh || { s=$$?; [ $$s != 3 ] || touch .cache/not-run-$@; exit $$s; }
 
 .PHONY: bench
-bench: bench-fleet bench-stores ## What a fleet of Windows hosts costs, and the stores of the greylist
+bench: bench-fleet bench-stores bench-smtp ## What a fleet of Windows hosts, the greylist's stores and SMTP cost
 
 .PHONY: bench-fleet
 bench-fleet: ## What a fleet costs, compared with ansible.windows (BENCH=--help)
@@ -80,6 +80,11 @@ bench-stores: ## What the stores cost with 10,000 and 10,000,000 triplets (STORE
 	@mkdir -p .cache; $(call setup,python dev)
 	@command -v valkey-server >/dev/null || { $(call setup,packages redis-server); }
 	@$(DEV)/python bench/stores.py $(STORES)
+
+.PHONY: bench-smtp
+bench-smtp: ## What a session and a message cost the proxy, and others (SMTP=--help)
+	@mkdir -p .cache; $(call setup,packages $(MAIL_PACKAGES)); $(call setup,python dev)
+	@$(DEV)/python bench/smtp.py $(SMTP)
 
 .PHONY: build
 build: ## The collection's tarball, in dist/

@@ -24,7 +24,7 @@ types() {
         -p ansible_collections.mailops.tarpit.plugins.plugin_utils &&
         mypy -p greylist_proxy &&
         (cd tests && mypy --config-file ../pyproject.toml -p lab --exclude contract) &&
-        MYPYPATH=bench:tests mypy bench/*.py
+        MYPYPATH=bench:tests:proxy mypy bench/*.py
 }
 
 # ansible-test insists on a folder ansible_collections/mailops/tarpit that is no link, and keeps its own

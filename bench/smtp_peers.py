@@ -1,0 +1,83 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the proxy is measured against, as programs of their own: each prints its port and runs until it is ended.
+
+stock    aiosmtpd as it comes, on its own event loop, with a handler that puts every recipient off: no decision,
+         no store, no log
+bare     a line protocol on uvloop that looks at a command's first letter and answers: what Python can do at all
+stuck    a mail server that takes a message's beginning and then reads no more
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import uvloop
+from aiosmtpd.smtp import SMTP
+
+BACKLOG = 1024
+DEFERRAL = "450 4.7.1 Greylisted, try again in 60 seconds (0123456789AB.1)"
+EHLO = b"250-peer\r\n250-PIPELINING\r\n250-SIZE 36700160\r\n250 8BITMIME\r\n"
+
+
+class PutOff:
+    """aiosmtpd's handler."""
+
+    async def handle_RCPT(self, *_arguments: Any) -> str:
+        """Answer every recipient with the same words."""
+        return DEFERRAL
+
+
+class Bare(asyncio.Protocol):
+    """A session without any state but the rest of a line."""
+
+    REPLIES = {  # noqa: RUF012 - never changed
+        ord("E"): EHLO,
+        ord("M"): b"250 2.1.0 Ok\r\n",
+        ord("R"): DEFERRAL.encode() + b"\r\n",
+        ord("Q"): b"221 2.0.0 Bye\r\n",
+    }
+
+    def connection_made(self, transport: Any) -> None:
+        """Greet."""
+        self._transport = transport
+        self._rest = b""
+        transport.write(b"220 peer ESMTP\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each whole line."""
+        *lines, self._rest = (self._rest + data).split(b"\r\n")
+        for line in lines:
+            self._transport.write(self.REPLIES.get(line[0] if line else 0, b"500 5.5.1 What?\r\n"))
+            if line == b"QUIT":
+                self._transport.close()
+
+
+class Stuck(Bare):
+    """Takes everything until DATA, and then reads no more."""
+
+    REPLIES = Bare.REPLIES | {ord("R"): b"250 2.1.5 Ok\r\n", ord("D"): b"354 Go on\r\n"}
+
+    def data_received(self, data: bytes) -> None:
+        """Answer, and stop at DATA."""
+        if b"DATA\r\n" in self._rest + data:
+            self._transport.pause_reading()
+        super().data_received(data)
+
+
+async def _serve(kind: str) -> None:
+    loop = asyncio.get_running_loop()
+    factories: dict[str, Any] = {
+        "stock": lambda: SMTP(PutOff(), hostname="peer", enable_SMTPUTF8=True),
+        "bare": Bare,
+        "stuck": Stuck,
+    }
+    server = await loop.create_server(factories[kind], "127.0.0.1", 0, backlog=BACKLOG)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    (asyncio.run if sys.argv[1] == "stock" else uvloop.run)(_serve(sys.argv[1]))
