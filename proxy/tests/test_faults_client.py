@@ -102,22 +102,25 @@ def test_half_closed(make_scene: MakeScene) -> None:
     assert len(scene.ledger.taken[number]) == 1
 
 
-def ends_within(wire: Wire, seconds: float, each: float, data: Callable[[], bytes]) -> bytes:
+def ends_within(wire: Wire, seconds: float, each: float, data: bytes) -> bytes:
     """Send a piece now and again until the server ends it, and return all that it said."""
     heard = b""
-    wire.socket.settimeout(each)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(TimeoutError):
+        next_one = time.monotonic() + each
+        while (left := next_one - time.monotonic()) > 0:
+            wire.socket.settimeout(left)
             try:
                 piece = wire.socket.recv(4096)
+            except TimeoutError:
+                break
             except ConnectionError:
                 return heard
             if not piece:
                 return heard
             heard += piece
         with contextlib.suppress(ConnectionError):
-            wire.send(data())
+            wire.send(data)
     raise AssertionError(f"the session is still there after {seconds:g} seconds; heard {heard!r}")
 
 
@@ -136,7 +139,7 @@ def test_slow_and_silent_between_commands(make_scene: MakeScene, piece: bytes, s
     scene = make_scene(**SHORT)
     with scene.connect() as wire:
         began = time.monotonic()
-        heard = ends_within(wire, 10, 0.3, lambda: piece)
+        heard = ends_within(wire, 10, 0.3, piece)
         last = heard.rstrip(b"\r\n").rpartition(b"\n")[2]
         assert last.startswith(said)
         assert time.monotonic() - began > 0.9
@@ -147,7 +150,7 @@ def test_silent_within_the_message(make_scene: MakeScene) -> None:
     scene = make_scene(**SHORT)
     with scene.in_data() as wire:
         wire.send(b"Subject: x\r\n")
-        assert ends_within(wire, 10, 0.5, lambda: b"").startswith(b"421 4.4.2 ")
+        assert ends_within(wire, 10, 0.5, b"").startswith(b"421 4.4.2 ")
     scene.proxy.wait_for("relay")
     assert scene.backend.stages["."] == 0
     scene.end()
@@ -157,7 +160,7 @@ def test_a_byte_now_and_again_within_the_message(make_scene: MakeScene) -> None:
     """Each byte is progress, so only the session's time, and the least rate after a minute, put an end to it."""
     scene = make_scene(**SHORT)
     with scene.in_data() as wire:
-        assert ends_within(wire, 10, 0.2, lambda: b"x").startswith(b"421 4.")
+        assert ends_within(wire, 10, 0.2, b"x").startswith(b"421 4.")
     assert scene.backend.stages["."] == 0
     scene.end()
 
@@ -295,11 +298,13 @@ def test_nobody_reads_the_replies(make_scene: MakeScene) -> None:
         before = scene.memory()
         wire.socket.settimeout(1)
         sent = 0
-        with contextlib.suppress(TimeoutError):
+        # Either it stops reading, or it has had enough of such commands.
+        with contextlib.suppress(TimeoutError, ConnectionError):
             for _n in range(1000):
                 wire.socket.sendall(b"NOOP\r\n" * 10_000)
                 sent += 60_000
-        assert scene.memory() - before < 8 << 20, sent
+        assert sent < 20 << 20
+        assert scene.memory() - before < 8 << 20
         reset(wire)
     scene.end()
 

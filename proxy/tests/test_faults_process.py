@@ -155,8 +155,7 @@ def test_no_descriptors_left(make_scene: MakeScene) -> None:
     assert greeted[1].ask(b"RCPT TO:<u@here.test>").startswith((b"451 4.", b"250 "))
     for wire in wires:
         wire.close()
-    number, _told, _answer = scene.offer()
-    scene.deliver(number)
+    scene.deliver_new()
     assert len(scene.proxy.errors()) < 20
     assert scene.proxy.stop() == 0
     assert scene.ledger.mistakes(scene.proxy.events) == []
