@@ -239,4 +239,23 @@ class Talk:
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Make the client's half of a handshake."""
-        await self.writer.start_tls(context, listenerhostname="mx.test")
+        await self.writer.start_tls(context, server_hostname="mx.test")
+
+
+class Gate:
+    """An answer that waits for the test."""
+
+    def __init__(self, reply: Reply = ACCEPTED) -> None:
+        self.asked = asyncio.Event()
+        self.open = asyncio.Event()
+        self.cancelled = False
+        self._reply = reply
+
+    async def __call__(self) -> Reply:
+        self.asked.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return self._reply

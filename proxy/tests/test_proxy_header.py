@@ -103,14 +103,17 @@ BAD = [
 ]
 
 
+def feed_all(reader: HeaderReader, data: bytes, step: int) -> None:
+    for start in range(0, len(data), step):
+        assert reader.feed(data[start : start + step]) is None
+
+
 @pytest.mark.parametrize("data", BAD)
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_what_is_no_header(data: bytes, step: int) -> None:
     reader = HeaderReader()
-    with pytest.raises(HeaderError) as caught:
-        for start in range(0, len(data), step):
-            assert reader.feed(data[start : start + step]) is None
-    assert str(caught.value)
+    with pytest.raises(HeaderError, match="."):
+        feed_all(reader, data, step)
 
 
 @given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda tail: SIGNATURE + tail)))

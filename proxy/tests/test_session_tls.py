@@ -89,7 +89,9 @@ def test_starttls_is_offered_only_with_a_certificate(stage: Stage, files_of_mx: 
     run(dialogue())
 
 
-@pytest.mark.parametrize("injected", [b"NOOP\r\n", b"EHLO evil.test\r\nMAIL FROM:<evil@far.test>\r\nRCPT TO:<u@here.test>\r\n"])
+@pytest.mark.parametrize(
+    "injected", [b"NOOP\r\n", b"EHLO evil.test\r\nMAIL FROM:<evil@far.test>\r\nRCPT TO:<u@here.test>\r\n"]
+)
 def test_commands_injected_before_the_handshake(tls_stage: Stage, injected: bytes) -> None:
     """CVE-2011-0411 and its kin: what came in clear must not be executed as if it had come under TLS."""
 

@@ -51,11 +51,12 @@ class Edge(SMTP):
         "_early",
         "_eof",
         "_header",
+        "_host",
         "_is_unnamed",
         "_key",
         "_named",
         "_pause",
-        "_peer",
+        "_port",
         "_reading",
         "_services",
         "_tls",
@@ -71,7 +72,8 @@ class Edge(SMTP):
         self._services = services
         self._watch = watch
         self.transport = None
-        self._peer: tuple[str, int] = ("", 0)  # kept: the system forgets it when the connection is reset
+        self._host = ""  # the peer: kept, because the system forgets it when the connection is reset
+        self._port = 0
         self._closing = False
         self._eof = False
         self._reading = True
@@ -137,7 +139,7 @@ class Edge(SMTP):
             if not peer:
                 self.abort()  # it is gone already
                 return
-            self._peer = peer[:2]
+            self._host, self._port = peer[:2]
             if full:
                 self._turn_away(peer[0], full)
             elif services.settings.is_proxy(peer[0]):
@@ -193,7 +195,7 @@ class Edge(SMTP):
     @property
     def host(self) -> str:
         """The address of the client, or of the proxy that has not named one."""
-        return self._named.address if self._named is not None else self._peer[0]
+        return self._named.address if self._named is not None else self._host
 
     def _met(self, transport: asyncio.Transport) -> Visitor:
         """Return who is connected. It is put together when mail comes: many connections never bring any."""
@@ -203,7 +205,7 @@ class Edge(SMTP):
                 named = self._named
                 host, port, local_address, local_port = named.address, named.port, named.local_address, named.local_port
             else:
-                host, port = self._peer
+                host, port = self._host, self._port
                 local_address, local_port = transport.get_extra_info("sockname")[:2]
             client = identify(host, services.ipv4_prefix, services.ipv6_prefix)
             self._visitor = Visitor(client, port, local_address, local_port, self._tls, self._early)

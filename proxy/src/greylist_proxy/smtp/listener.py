@@ -26,7 +26,10 @@ class ListenError(Exception):
 
 
 def make_sockets(endpoints: Iterable[Endpoint], receive_buffer: int, backlog: int = BACKLOG) -> list[socket.socket]:
-    """Return sockets that listen on these addresses. `receive_buffer` is in bytes, 0: the system's own. ListenError: one can't be had."""
+    """Return sockets that listen on these addresses. ListenError: one can't be had.
+
+    `receive_buffer` is in bytes, 0: the system's own.
+    """
     sockets: list[socket.socket] = []
     try:
         for endpoint in endpoints:

@@ -1,14 +1,13 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The side that clients talk to: a session, which is a thin edge around the protocol core.
+"""The side that clients talk to: a session around the protocol core.
 
     transport  <- bytes ->  Session  <- events, replies ->  ServerProtocol
                                |  Mail, Rcpt, Data, Chunk, End
                            Transaction
 
-What the client's bytes mean is done in the call that brings them. Only what has to wait (a decision, the backend) is a
-task, and its end goes on with the input. Replies gather in the core, and go out as one write when nothing more can be
-done now.
+This file says what each event of the core means. Below it are `conversation.py` (turns, replies, timers, the tarpit)
+and `edge.py` (the transport, the limits, the PROXY header).
 
 What aiosmtpd 1.4.6 does by itself, and what is here instead (each has a test):
 
@@ -23,17 +22,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from greylist_proxy.policy import Mode
-from greylist_proxy.smtp.edge import BACKEND, CLIENT, HELD, OWED, UPGRADE, Edge
+from greylist_proxy.smtp.conversation import Conversation
+from greylist_proxy.smtp.edge import UPGRADE
 from greylist_proxy.smtp.events import (
     Bye,
     Chunk,
     Data,
     End,
+    Event,
     Foreign,
     Hello,
     Mail,
@@ -43,171 +42,24 @@ from greylist_proxy.smtp.events import (
     Spoiled,
     StartTls,
 )
-from greylist_proxy.smtp.protocol import ServerProtocol
 from greylist_proxy.smtp.replies import Reply, own_reply
-from greylist_proxy.smtp.settings import SessionSettings
-from greylist_proxy.smtp.tarpit import Wait
-from greylist_proxy.smtp.timers import Pace, Watch
+from greylist_proxy.smtp.timers import Pace
 from greylist_proxy.smtp.tls import spoken, upgrade
-from greylist_proxy.smtp.transaction import Services, Transaction
-
-__all__ = ["Session", "SessionSettings"]
-
-TURN = 100  # events of one session before the others have their turn
-MOST_BUFFERED = 1 << 16  # octets that a client may send while a reply is owed; then we stop reading
+from greylist_proxy.smtp.transaction import Transaction
 
 SENDER_OK = own_reply(250, "2.1.0", "Sender OK")
 START_TLS = own_reply(220, "2.0.0", "Ready to start TLS")
 NO_TLS = own_reply(454, "4.7.0", "TLS is not available now")
-INTERNAL = own_reply(451, "4.3.0", "Internal error, try again later")
-INTERNAL_END = own_reply(421, "4.3.0", "Internal error, try again later")
-TIMED_OUT = own_reply(421, "4.4.2", "Waited too long, goodbye")
-STOPPING = own_reply(421, "4.3.2", "Service is shutting down, try again later")
 UNNAMED = own_reply(450, "4.7.1", "The proxy before this server did not say who sends")
 
 
-class Session(Edge):
-    """One connection's conversation. It is also the Flow of its transactions: `pause` and `resume` its client."""
+class Session(Conversation):
+    """One connection. It is also the Flow of its transactions: `pause` and `resume` its client."""
 
-    __slots__ = (
-        "_awaited",
-        "_committing",
-        "_core",
-        "_greeted",
-        "_pace",
-        "_pumping",
-        "_scheduled",
-        "_slow",
-        "_stopping",
-        "_task",
-        "_transaction",
-        "_wait",
-        "_waited",
-    )
+    __slots__ = ()
 
-    def __init__(self, services: Services, watch: Watch) -> None:
-        super().__init__(services, watch)
-        self._core = ServerProtocol(services.offers, services.limits)
-        self._greeted = False
-        self._transaction: Transaction | None = None
-        self._task: asyncio.Task[Any] | None = None  # what a reply is waited for from
-        self._committing = False  # it is the end of a message, which is never cut short
-        self._pace: Pace | None = None  # of the message that comes in
-        self._wait: Wait | None = None  # in the tarpit
-        self._waited = 0.0  # seconds in the tarpit, the whole session
-        self._slow = False  # replies to this client trickle
-        self._awaited = False  # the deadline is that of the command that is awaited
-        self._pumping = False
-        self._scheduled = False  # another turn is to come
-        self._stopping = False
-
-    # -- the banner --
-
-    def _arrived(self) -> None:
-        # A load balancer's health check comes often, and brings no mail.
-        delay = 0.0 if self._is_unnamed else self._services.settings.greet_delay
-        self.deadline = self._until
-        if not delay or not self._hold(self._services.tarpit.hold(delay, 0.0, self._greet)):
-            self._greet()
-
-    def _greet(self) -> None:
-        self._released()
-        self._greeted = True
-        self._core.say(Reply(220, (f"{self._services.hostname} ESMTP greylist-proxy".encode("ascii"),)))
-        self._go_on()
-
-    # -- input --
-
-    def _take(self, data: bytes) -> None:
-        self._core.receive(data)
-        if not self._greeted:
-            self._talked_early()
-            return
-        if self._pace is not None:
-            self._pace.take(len(data))
-        if self._core.buffered > MOST_BUFFERED and (self._core.owes or self._pause):
-            self._hold_back(OWED)
-        self._go_on()
-
-    def _talked_early(self) -> None:
-        if not self._early:
-            self._early = True
-            self._slow = self._services.gate.rules.mode is not Mode.OBSERVE
-            self._services.log.event("early-talker", client=self.host)
-        self._hold_back(HELD)
-
-    def _go_on(self) -> None:
-        """Do what the input says, as far as it goes now, and send the replies."""
-        if self._pumping or self._closing:
-            return
-        self._pumping = True
-        self._scheduled = False
-        happened = False
-        try:
-            happened = self._turn()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
-            self._failed(error)
-        finally:
-            self._pumping = False
-        if not self._closing:
-            happened = self._flush() or happened
-            self._settle(happened)
-
-    def _turn(self) -> bool:
-        core = self._core
-        events = 0
-        while not (self._pause & ~OWED or self._task or self._closing):
-            core.hold_refusals = self._slow or self._services.tarpit.seconds > 0
-            event = core.next_event()
-            if event is None:
-                break
-            self._DO[type(event)](self, event)
-            events += 1
-            if events >= TURN:
-                # Who sends many commands at once must not keep the others waiting.
-                self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._go_on)
-                break
-        if not core.owes:
-            self._release(OWED)
-        return events > 0
-
-    def _flush(self) -> bool:
-        output = self._core.take_output()
-        if output:
-            self._write(output)
-        return bool(output)
-
-    def _settle(self, happened: bool) -> None:
-        """Nothing more can be done now: find out what for we wait, and how long."""
-        if self._eof and not self._is_busy():
-            self._gone()
-            self._close()
-            return
-        if self._core.closed and not self._is_busy():
-            self._gone()
-            self._close()  # a 421 was the reply
-            return
-        if self._stopping and self._is_idle():
-            self._leave(STOPPING, "stopped")
-            return
-        if self._pause & CLIENT:
-            return  # pause_writing has set it
-        settings = self._services.settings
-        awaited = False
-        if self._task or self._wait or self._scheduled or self._pause & (UPGRADE | BACKEND):
-            self.deadline = self._until
-        elif self._pace is not None:
-            now = self._now()
-            self.deadline = min(self._until, self._pace.deadline(now, settings.data_timeout, settings.min_data_rate))
-        else:
-            awaited = True
-            # A piece of a line does not begin it anew.
-            if happened or not self._awaited:
-                self.deadline = min(self._until, self._now() + settings.command_timeout)
-        self._awaited = awaited
-
-    # -- events --
+    def _meant(self, event: Event) -> None:
+        self._DO[type(event)](self, event)
 
     def _on_mail(self, event: Mail) -> None:
         if self._is_unnamed:
@@ -339,152 +191,3 @@ class Session(Edge):
         if self._transaction is None:
             raise RuntimeError("the core tells of a transaction that there is not")
         return self._transaction
-
-    # -- what has to be waited for --
-
-    def _ask(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
-        task = self._services.tasks.spawn(self._careful(coroutine))
-        if task.done():
-            self._answered(then, task)
-        else:
-            self._task = task
-            task.add_done_callback(partial(self._answered, then))
-
-    async def _careful(self, coroutine: Coroutine[Any, Any, Reply]) -> Reply:
-        try:
-            return await coroutine
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
-            self._log_failure(error)
-            return INTERNAL
-
-    def _answered(self, then: Callable[[Reply], None], task: asyncio.Task[Reply]) -> None:
-        self._task = None
-        if self._closing or task.cancelled():
-            self._committing = False
-            self._end_transaction("client-gone")
-            return
-        transaction = self._transaction
-        if transaction is not None and (transaction.slow or transaction.is_trapped):
-            self._slow = True
-        then(task.result())
-        self._go_on()
-
-    # -- replies --
-
-    def _reply(self, reply: Reply) -> None:
-        """Give the reply that is owed: at once, or from the tarpit if it is a refusal."""
-        tarpit = self._services.tarpit
-        if self._slow and reply.code >= 400 and tarpit.trickle > 0:
-            self._flush()
-            self._core.reply(reply)
-            wire = self._core.take_output()
-            if not self._hold(tarpit.drip(wire, self._waited, self._write, self._served)):
-                self._write(wire)
-        elif reply.code < 500 or not self._hold(tarpit.hold(tarpit.seconds, self._waited, partial(self._serve, reply))):
-            self._core.reply(reply)
-
-    def _hold(self, wait: Wait | None) -> bool:
-        if wait is None:
-            return False
-        self._wait = wait
-        self._waited += wait.seconds
-        if self._greeted:  # before the banner we want to see who talks
-            self._hold_back(HELD)
-        return True
-
-    def _released(self) -> None:
-        self._wait = None
-        self._release(HELD)
-
-    def _serve(self, reply: Reply) -> None:
-        self._core.reply(reply)
-        self._served()
-
-    def _served(self) -> None:
-        self._released()
-        self._go_on()
-
-    # -- flow control: what the relay calls --
-
-    def pause(self) -> None:
-        """The backend does not keep up."""
-        self._hold_back(BACKEND)
-        self.deadline = self._until
-        if self._pace is not None:
-            self._pace.pause(self._now())
-
-    def resume(self) -> None:
-        """The backend takes more."""
-        if self._pause & BACKEND:
-            if self._pace is not None:
-                self._pace.resume(self._now())
-            self._release(BACKEND)
-            self._go_on()
-
-    # -- the end --
-
-    def _is_busy(self) -> bool:
-        return bool(self._task or self._wait or self._scheduled or self._pause or self._core.owes)
-
-    def _is_idle(self) -> bool:
-        return not (self._core.in_transaction or self._is_busy())
-
-    def stop(self) -> None:
-        """End the session politely: now if it is idle, else after its transaction."""
-        self._stopping = True
-        if not self._closing and not self._pumping and (not self._greeted or self._is_idle()):
-            self._leave(STOPPING, "stopped")
-
-    def overdue(self, now: float) -> None:
-        """End the session: the client, or all of it, took too long."""
-        if self._committing and not self._closing:
-            return  # for now: see the next sweep
-        if self._closing or self._pause & (CLIENT | UPGRADE):
-            self.abort()
-        elif self._header is not None:
-            self._refuse_header("none came")
-        elif self._greeted and self._wait is not None:
-            self._gone()  # a reply may be out in part
-            self._close()
-        else:
-            self._leave(TIMED_OUT, "timed-out")
-
-    def _leave(self, reply: Reply, outcome: str) -> None:
-        self._gone(outcome)
-        self._core.say(reply)
-        self._flush()
-        self._close()
-
-    def _gone(self, outcome: str = "client-gone") -> None:
-        wait, self._wait = self._wait, None
-        if wait is not None:
-            wait.cancel()
-        if self._task is None:
-            self._end_transaction(outcome)
-        elif not self._committing:
-            self._task.cancel()  # its end is the transaction's
-
-    def _end_transaction(self, outcome: str, reply: Reply | None = None) -> None:
-        self._pace = None
-        transaction, self._transaction = self._transaction, None
-        if transaction is not None:
-            transaction.abandon(outcome, reply)
-
-    def _log_failure(self, error: Exception) -> None:
-        self._services.log.exception("an SMTP command failed", error, client=self.host)
-        if self._transaction is not None:
-            self._transaction.fail()
-
-    def _failed(self, error: Exception) -> None:
-        try:
-            self._log_failure(error)
-            if self._core.owes and not self._wait:
-                self._core.reply(INTERNAL)
-                self._flush()
-            else:
-                # What is left of a message must not be read as commands.
-                self._leave(INTERNAL_END, "failed")
-        except Exception as second:
-            # The connection is the least that can be let go.
-            self._services.log.exception("a session could not be ended", second)
-            self.abort()
