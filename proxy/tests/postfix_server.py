@@ -89,12 +89,15 @@ class PostfixServer:
         subprocess.run(
             ["postfix", "-c", str(self._folder), "start"], check=True, stdin=subprocess.DEVNULL, capture_output=True
         )
+        self._wants_proxy = "smtpd_upstream_proxy_protocol" in settings
         self._pid_file = self._folder / "queue/pid/master.pid"
         wait_until(self._listens, "Postfix")
 
     def _listens(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 5) as connection:
+                if self._wants_proxy:
+                    connection.sendall(b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n")
                 return connection.recv(100).startswith(b"220 ")
         except OSError:
             return False

@@ -13,10 +13,12 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Protocol, cast
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.smtp.capabilities import Capabilities
+from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.replies import (
     BACKEND_TROUBLE,
     MAX_REPLY_LINE,
@@ -162,6 +164,15 @@ class Connection(asyncio.Protocol):
     def is_lost(self) -> bool:
         """Tell whether nothing more can be sent."""
         return bool(self._lost)
+
+    def itself(self, hostname: str) -> Introduction:
+        """Return who speaks where it speaks for nobody: this host. BackendError: the connection is gone."""
+        if self._lost or self._transport is None:
+            raise self.loss()
+        own, other = (self._transport.get_extra_info(key) for key in ("sockname", "peername"))
+        return Introduction(
+            ip_address(own[0].partition("%")[0]), own[1], other[0], other[1], None, hostname, esmtp=True
+        )
 
     def loss(self) -> BackendError:
         """Return the error of a connection that is lost."""

@@ -21,12 +21,12 @@ from greylist_proxy.smtp.address import is_address_literal, is_domain
 # RFC 5321 section 4.5.3.1.4, with the CRLF; Postfix's documentation of XCLIENT keeps to it.
 MAX_COMMAND = 512
 UNAVAILABLE = b"[UNAVAILABLE]"
-# Postfix forgets HELO and PROTO at an XCLIENT that does not name them, so these belong in the last one.
-LAST = ("HELO", "PROTO")
+# These belong in the last command. Postfix forgets HELO and PROTO at an XCLIENT that does not name them; and once ADDR
+# is set, it takes XCLIENT only where the client might have used it.
+LAST = ("HELO", "PROTO", "ADDR")
 NOT_XTEXT = re.compile(rb"[^\x21-\x2a\x2c-\x3c\x3e-\x7e]")
 
 PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
-VERSION_2_LOCAL = 0x20
 VERSION_2_PROXY = 0x21
 TCP_OVER_IPV4 = 0x11
 TCP_OVER_IPV6 = 0x21
@@ -57,22 +57,21 @@ def ehlo_name(introduction: Introduction, hostname: str) -> str:
 
 def xclient(attributes: Sequence[str], introduction: Introduction) -> list[bytes]:
     """Return the XCLIENT commands, without CRLF, that set every one of these attributes; each fits into a line."""
-    order = [each for each in attributes if each not in LAST] + [each for each in LAST if each in attributes]
-    commands: list[bytes] = []
-    line = b""
-    for attribute in order:
-        pair = b" %b=%b" % (attribute.encode("ascii"), _value(attribute, introduction))
-        if line and len(line) + len(pair) + 2 > MAX_COMMAND:
-            commands.append(line)
-            line = b""
-        line = (line or b"XCLIENT") + pair
-    return [*commands, line] if line else commands
+    pairs = {each: b" %b=%b" % (each.encode("ascii"), _value(each, introduction)) for each in attributes}
+    last = b"".join(pairs.pop(each) for each in LAST if each in pairs)
+    commands = [b"XCLIENT"]
+    for group in [*pairs.values(), last]:
+        if len(commands[-1]) + len(group) + 2 > MAX_COMMAND:
+            commands.append(b"XCLIENT")
+        commands[-1] += group
+    return commands if attributes else []
 
 
-def proxy_header(version: Literal[1, 2], introduction: Introduction | None) -> bytes:
-    """Return the PROXY protocol's header; None: the connection is our own, for a probe."""
-    if introduction is None:
-        return b"PROXY UNKNOWN\r\n" if version == 1 else PROXY_V2 + bytes((VERSION_2_LOCAL, 0, 0, 0))
+def proxy_header(version: Literal[1, 2], introduction: Introduction) -> bytes:
+    """Return the PROXY protocol's header.
+
+    UNKNOWN and LOCAL, its words for a connection of our own, are not used: Postfix 3.7 knows no UNKNOWN.
+    """
     source, destination = introduction.address, _destination(introduction)
     if source.version != destination.version:
         source, destination = _six(source), _six(destination)

@@ -6,7 +6,8 @@ It has at most `max_connections`; who finds none free waits for a while, in turn
 
 A connection is kept only while everything about it is certain: its last reply was read to the end and nothing has
 come after it, none was a 5xx (servers count errors a session) or a 421, none was waited for in vain. It serves one
-transaction at a time. With PROXY it belongs to one client, and is never kept.
+transaction at a time. With PROXY it belongs to one client, and is never kept; with XCLIENT it is kept where the
+server lets it speak for another client afterwards.
 """
 
 from __future__ import annotations
@@ -138,12 +139,15 @@ class Host:
 
     def keeps(self, connection: Connection) -> bool:
         """Tell whether a connection can be kept."""
+        forward = self._settings.send_client_address
+        # Postfix takes no further XCLIENT where the client that it now sees may not use it, and then offers none.
+        takes_another_client = not connection.xclient or bool(connection.capabilities.xclient)
         return (
             not connection.spoiled
             and not connection.has_spoken()
             and connection.transactions < MAX_TRANSACTIONS
             and len(self._idle) < self._settings.idle_connections
-            and self._settings.send_client_address in ("none", "xclient")
+            and (forward == "none" or (forward == "xclient" and takes_another_client))
             and not self._is_retired
         )
 

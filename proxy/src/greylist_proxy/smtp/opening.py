@@ -54,7 +54,8 @@ class Opener:
     async def open(self, host: Endpoint, introduction: Introduction | None, *, tls: bool) -> Connection:
         """Open a connection, up to the EHLO that counts. `tls` False: leave TLS out, as far as it may be left out.
 
-        `introduction` is for the PROXY header alone. TlsError: TLS was tried, and failed. BackendError: anything else.
+        `introduction` is for the PROXY header alone; None: it speaks for us, to probe.
+        TlsError: TLS was tried, and failed. BackendError: anything else.
         """
         connection = Connection(host)
         try:
@@ -96,7 +97,8 @@ class Opener:
 
     async def _greet(self, connection: Connection, introduction: Introduction | None) -> None:
         if self.forward in ("proxy-v1", "proxy-v2"):
-            connection.send(proxy_header(1 if self.forward == "proxy-v1" else 2, introduction))
+            whom = introduction or connection.itself(self.hostname)
+            connection.send(proxy_header(1 if self.forward == "proxy-v1" else 2, whom))
         try:
             greeting = await connection.reply(self.seconds)
             if greeting.code != 220:

@@ -1,0 +1,316 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How connections are opened: TLS in its four ways, and how XCLIENT and PROXY reach servers that others wrote."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import ssl
+import threading
+from collections.abc import Callable, Coroutine
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from .peers import CLOSE, DEADLINE, SILENCE, ScriptedPeer, until, wait_until
+from .postfix_server import PostfixServer
+from .relays import BODY, CLIENT, PATIENT, Played, Rig
+from .valkey_servers import CertificateFiles, make_certificate
+
+Scripted = Callable[..., ScriptedPeer]
+OFFER = b"250-peer.test\r\n250-STARTTLS\r\n250 8BITMIME\r\n"
+READY = b"220 go ahead\r\n"
+TROUBLE = "451 4.3.5 "
+
+
+@pytest.fixture(scope="module")
+def issued(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "backend", "127.0.0.1")
+
+
+@pytest.fixture
+def encrypted(issued: CertificateFiles, scripted: Scripted) -> Scripted:
+    """Make peers that speak TLS."""
+
+    def make(script: dict[str, Any] | None = None) -> ScriptedPeer:
+        peer = scripted({"EHLO": OFFER, "STARTTLS": READY, **(script or {})})
+        peer.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        peer.context.load_cert_chain(issued.certificate, issued.key)
+        return peer
+
+    return make
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Run a scene in either event loop: their TLS is not the same."""
+
+    def runs(scene: Coroutine[Any, Any, Any]) -> Any:
+        factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(asyncio.wait_for(scene, DEADLINE))
+
+    return runs
+
+
+async def play(*ports: int, body: bytes = BODY, count: int = 1, **settings: Any) -> tuple[list[Played], Rig]:
+    rig = Rig(*ports, **{"timeouts": PATIENT, **settings})
+    played = []
+    for _n in range(count):
+        played.append(await rig.play(body=body, pause=0))
+        await until(lambda: not rig.tasks)
+    await rig.settle()
+    return played, rig
+
+
+def verbs(peer: ScriptedPeer) -> list[str]:
+    return [" ".join(line.split()[0].decode() for line in lines) for lines in peer.conversations]
+
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@pytest.mark.parametrize("starttls", ["opportunistic", "required", "verify"])
+def test_tls(run: Run, encrypted: Scripted, issued: CertificateFiles, starttls: str) -> None:
+    peer = encrypted()
+    body = b"Subject: x\r\n\r\n" + b"y" * 998 + b"\r\n"
+    (played,), rig = run(play(peer.port, body=body * 300, starttls=starttls, ca_file=issued.authority))
+    assert played.text == "250 taken\r\n"
+    assert verbs(peer) == ["EHLO STARTTLS EHLO MAIL RCPT DATA QUIT"]
+    assert peer.messages == [body * 300 + b".\r\n"]
+    assert peer.tls == ["TLSv1.3"]
+    assert rig.lines("backend") == []
+
+
+def test_never(run: Run, encrypted: Scripted) -> None:
+    peer = encrypted()
+    (played,), _rig = run(play(peer.port, starttls="never"))
+    assert played.text == "250 taken\r\n"
+    assert verbs(peer) == ["EHLO MAIL RCPT DATA QUIT"]
+
+
+def refused() -> bytes:
+    return b"454 4.7.0 TLS not available\r\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"STARTTLS": refused},
+        {"STARTTLS": b"500 what?\r\n"},
+        {"STARTTLS": CLOSE},
+        {"STARTTLS": SILENCE},
+        {"STARTTLS": b"220 go ahead\r\n250 injected\r\n"},  # from anybody, before the encryption
+        {"STARTTLS": b"220 go ahead\r\nno TLS at all\r\n"},
+        {"STARTTLS": lambda: READY + b"\x15\x03\x01\x00\x02\x02\x28"},
+    ],
+)
+@pytest.mark.parametrize("starttls", ["opportunistic", "required", "verify"])
+def test_tls_that_fails(run: Run, scripted: Scripted, script: dict[str, Any], starttls: str) -> None:
+    """An opportunity that is missed: in clear, on a fresh connection, and so for the next. Otherwise no mail."""
+    peer, other = scripted({"EHLO": OFFER, **script}), scripted()
+    timeouts = dataclasses.replace(PATIENT, connect=0.3)
+    played, rig = run(play(peer.port, other.port, count=2, starttls=starttls, timeouts=timeouts, idle_connections=0))
+    if starttls == "opportunistic":
+        assert [each.text for each in played] == ["250 taken\r\n"] * 2
+        assert verbs(peer)[1:] == ["EHLO MAIL RCPT DATA QUIT"] * 2
+        (line,) = rig.lines("backend")
+        assert (line["state"], line["level"]) == ("in clear", "alarm")
+    else:
+        assert [each.text[:10] for each in played] == [TROUBLE] * 2
+        assert {(line["outcome"], line["level"]) for line in rig.lines()} == {("trouble", "alarm")}
+        assert "MAIL" not in peer.verbs() + other.verbs()
+
+
+@pytest.mark.parametrize("starttls", ["required", "verify"])
+def test_the_next_host_has_tls(
+    run: Run, scripted: Scripted, encrypted: Scripted, issued: CertificateFiles, starttls: str
+) -> None:
+    without, peer = scripted(), encrypted()
+    (played,), rig = run(play(without.port, peer.port, starttls=starttls, ca_file=issued.authority))
+    assert played.text == "250 taken\r\n"
+    assert verbs(without) in (["EHLO"], ["EHLO QUIT"])
+    assert "does not offer STARTTLS" in rig.lines()[0]["error"]
+
+
+def test_a_certificate_that_is_not_its_own(run: Run, encrypted: Scripted, tmp_path: Path) -> None:
+    stranger = make_certificate(tmp_path, "stranger", "127.0.0.1")
+    wrong_name = make_certificate(tmp_path, "elsewhere", "127.0.0.9")
+    peer, elsewhere = encrypted(), encrypted()
+    elsewhere.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    elsewhere.context.load_cert_chain(wrong_name.certificate, wrong_name.key)
+    for port, authority in ((peer.port, stranger.authority), (elsewhere.port, wrong_name.authority)):
+        (played,), rig = run(play(port, starttls="verify", ca_file=authority))
+        assert played.text[:10] == TROUBLE
+        assert "certificate verify failed" in rig.lines()[0]["error"]
+        # Who only wants to be encrypted does not look.
+        (played,), _rig = run(play(port, starttls="required"))
+        assert played.text == "250 taken\r\n"
+
+
+def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+
+    async def scene() -> None:
+        for name in ("missing.pem", "empty.pem"):
+            with pytest.raises(OSError, match=r"."):
+                Rig(1, starttls="verify", ca_file=tmp_path / name)
+
+    asyncio.run(scene())
+
+
+def test_a_probe_finds_tls_again(run: Run, encrypted: Scripted) -> None:
+    peer = encrypted({"STARTTLS": refused})
+
+    async def scene() -> None:
+        rig = Rig(peer.port, timeouts=PATIENT, idle_connections=0)
+        assert (await rig.play(pause=0)).text == "250 taken\r\n"
+        assert peer.tls == []
+        peer.replies["STARTTLS"] = READY
+        probing = asyncio.ensure_future(rig.backends.keep_probing())
+        await until(lambda: len(peer.tls) == 1)
+        await until(lambda: peer.verbs()[-1] == "QUIT")
+        probing.cancel()
+        assert (await rig.play(pause=0)).text == "250 taken\r\n"
+        await rig.settle()
+
+    run(scene())
+    assert verbs(peer)[-1] == "EHLO STARTTLS EHLO MAIL RCPT DATA QUIT"
+
+
+def test_a_message_stuck_under_tls(run: Run, encrypted: Scripted) -> None:
+    over = threading.Event()
+
+    def stall() -> bytes:
+        over.wait(DEADLINE)
+        raise EOFError
+
+    peer = encrypted({"body": stall})
+
+    async def scene() -> str:
+        rig = Rig(peer.port, timeouts=dataclasses.replace(PATIENT, block=0.3), starttls="required")
+        relay = rig.relay()
+        assert (await relay.rcpt("u@here.test", ())).is_positive
+        assert (await relay.data()).code == 354
+        relay.write(b"first line\r\n")
+        while not rig.flow.is_pressed:
+            relay.write(b"y" * 8192)
+            await asyncio.sleep(0)
+        await until(lambda: not rig.flow.is_pressed)
+        relay.write(b"y" * 8192)
+        told = str(await relay.finish())
+        over.set()
+        await rig.settle()
+        return told
+
+    assert run(scene()).startswith("451 4.4.2")
+    assert peer.messages == []
+
+
+# -- for whom --
+
+
+def test_xclient_before_each_transaction(scripted: Scripted) -> None:
+    peer = scripted(
+        {"EHLO": b"250-peer\r\n250-PIPELINING\r\n250 XCLIENT NAME ADDR LOGIN\r\n", "XCLIENT": b"220 peer\r\n"}
+    )
+    other = dataclasses.replace(CLIENT, address=ip_address("2001:db8::9"), name=None, helo="no name")
+
+    async def scene() -> None:
+        rig = Rig(peer.port, timeouts=PATIENT, send_client_address="xclient")
+        for client in (CLIENT, other):
+            assert (await rig.play(client=client, pause=0)).text == "250 taken\r\n"
+        await rig.settle()
+
+    asyncio.run(scene())
+    assert verbs(peer) == ["EHLO XCLIENT EHLO MAIL RCPT DATA XCLIENT EHLO MAIL RCPT DATA QUIT"]
+    spoken = [line for line in peer.lines if line.startswith((b"XCLIENT", b"EHLO"))]
+    assert spoken == [
+        b"EHLO mx.test\r\n",
+        b"XCLIENT NAME=mail.far.test LOGIN=[UNAVAILABLE] ADDR=192.0.2.7\r\n",
+        b"EHLO helo.far.test\r\n",
+        b"XCLIENT NAME=[UNAVAILABLE] LOGIN=[UNAVAILABLE] ADDR=IPV6:2001:db8::9\r\n",
+        b"EHLO mx.test\r\n",
+    ]
+
+
+def test_a_backend_without_xclient_takes_mail_all_the_same(scripted: Scripted) -> None:
+    peer = scripted()
+    played, rig = asyncio.run(play(peer.port, count=2, send_client_address="xclient", idle_connections=0))
+    assert [each.text for each in played] == ["250 taken\r\n"] * 2
+    (line,) = rig.lines("backend")
+    assert (line["state"], line["level"]) == ("without xclient", "alarm")
+
+
+@pytest.mark.parametrize(
+    ("step", "reply"), [("XCLIENT", b"550 5.7.0 no\r\n"), ("XCLIENT", b"421 no\r\n"), ("XCLIENT", CLOSE)]
+)
+def test_xclient_that_is_refused(scripted: Scripted, step: str, reply: Any) -> None:
+    peer = scripted({"EHLO": b"250-peer\r\n250 XCLIENT ADDR\r\n", step: reply})
+    (played,), rig = asyncio.run(play(peer.port, send_client_address="xclient"))
+    assert played.text[:10] == (TROUBLE if reply is not CLOSE else "451 4.4.2 ")
+    assert rig.lines()[0]["outcome"] == ("trouble" if reply is not CLOSE else "failed")
+
+
+LONG = ".".join(["x" * 62] * 4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"smtpd_tls_security_level": "may"}])
+def test_postfix_knows_the_client_by_xclient(
+    start_postfix: Callable[..., PostfixServer], issued: CertificateFiles, settings: dict[str, str]
+) -> None:
+    """Three clients, of which the first has names so long that they need two commands."""
+    if settings:
+        # Postfix reads the key as root, before it gives that up.
+        settings |= {"smtpd_tls_cert_file": str(issued.certificate), "smtpd_tls_key_file": str(issued.key)}
+    postfix = start_postfix(
+        smtpd_authorized_xclient_hosts="127.0.0.0/8, 198.51.100.1", inet_protocols="all", **settings
+    )
+    clients = [
+        dataclasses.replace(CLIENT, address=ip_address("198.51.100.1"), name=LONG, helo=LONG),
+        dataclasses.replace(CLIENT, address=ip_address("2001:db8::9"), name=None, helo="[192.0.2.1]"),
+        dataclasses.replace(CLIENT, helo="no name"),
+    ]
+
+    async def scene() -> list[Played]:
+        rig = Rig(postfix.port, timeouts=PATIENT, send_client_address="xclient")
+        played = [await rig.play(client=client, pause=0) for client in clients]
+        await rig.settle()
+        return played
+
+    assert [each.text[:4] for each in asyncio.run(scene())] == ["250 "] * 3
+    wait_until(lambda: len(re.findall("disconnect from", postfix.log.read_text())) >= 3, "Postfix's log")
+    log = postfix.log.read_text()
+    assert re.findall(r": client=(\S+)", log) == [
+        f"{LONG}[198.51.100.1]",
+        "unknown[2001:db8::9]",
+        "mail.far.test[192.0.2.7]",
+    ]
+    # The first client may use XCLIENT itself, so its connection served the second as well, but not the third.
+    assert re.findall(r"disconnect from (\S+) .* mail=(\d)", log) == [
+        ("unknown[2001:db8::9]", "2"),
+        ("mail.far.test[192.0.2.7]", "1"),
+    ]
+
+
+@pytest.mark.parametrize("version", ["proxy-v1", "proxy-v2"])
+def test_postfix_knows_the_client_by_proxy(start_postfix: Callable[..., PostfixServer], version: str) -> None:
+    postfix = start_postfix(smtpd_upstream_proxy_protocol="haproxy")
+
+    async def scene() -> list[Played]:
+        rig = Rig(postfix.port, timeouts=PATIENT, send_client_address=version)
+        probing = asyncio.ensure_future(rig.backends.keep_probing())
+        await until(lambda: rig.backends.offered is not None)
+        probing.cancel()
+        played = [await rig.play(pause=0) for _n in range(2)]
+        await rig.settle()
+        return played
+
+    assert [each.text[:4] for each in asyncio.run(scene())] == ["250 ", "250 "]
+    wait_until(lambda: len(re.findall(r"cleanup.*message-id", postfix.log.read_text())) >= 2, "Postfix's log")
+    assert re.findall(r": client=(\S+)", postfix.log.read_text()) == ["unknown[192.0.2.7]"] * 2
