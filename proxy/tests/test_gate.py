@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from greylist_proxy.resolver import Resolver
 from greylist_proxy.spf import SpfChecker
 from greylist_proxy.store import Action, Entry, Kind, Limits, Source, StoreError, Wanted
 from greylist_proxy.store.sqlite import SqliteStore
+from greylist_proxy.store.sqlite import behind as behind_module
+from greylist_proxy.store.sqlite.commit import commit
 from greylist_proxy.tasks import Tasks
 
 from .dns_server import DnsServer
@@ -346,5 +349,54 @@ def test_who_alternates_between_ipv4_and_ipv6_is_one_client(tmp_path: Path, make
             it.clock.step(30)
             assert (await it.decide("2001:db8::2", "a@both.test")).reason is Reason.RETRIED
             assert (await it.decide("2001:db8:1::1", "a@both.test")).reason is Reason.NEW
+
+        run(it, dialogue)
+
+
+def kept(folder: Path) -> list[tuple[str, float]]:
+    with closing(sqlite3.connect(folder / "greylist.db")) as connection:
+        return connection.execute("SELECT sender, last_used / 1000.0 FROM known").fetchall()
+
+
+def test_a_delivery_that_makes_known_is_written_before_the_client_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Were it not asked for, nothing would be written here at all.
+    monkeypatch.setattr(behind_module, "COMMIT_EVERY", 3600)
+    with bench(tmp_path) as it:
+
+        async def dialogue() -> None:
+            await it.decide()
+            it.clock.step(60)
+            await it.deliver()
+            assert kept(tmp_path) == [("a@far.test", it.clock())]
+            # Many at a time share commits.
+            for number in range(30):
+                await it.decide(sender=f"{number}@far.test")
+            it.clock.step(60)
+            with monkeypatch.context() as patched:
+                commits: list[int] = []
+                patched.setattr(behind_module, "commit", lambda *arguments: (commits.append(1), commit(*arguments))[1])
+                await asyncio.gather(*(it.deliver(sender=f"{number}@far.test") for number in range(30)))
+            assert len(kept(tmp_path)) == 31
+            assert 1 <= len(commits) <= 5
+
+        run(it, dialogue)
+
+
+def test_a_delivery_of_what_is_known_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behind_module, "COMMIT_EVERY", 3600)
+    with bench(tmp_path) as it:
+
+        async def dialogue() -> None:
+            await it.decide()
+            it.clock.step(60)
+            await it.deliver()
+            was = it.clock()
+            it.clock.step(100)
+            await it.deliver()
+            assert kept(tmp_path) == [("a@far.test", was)]
+            await it.store.flush()
+            assert kept(tmp_path) == [("a@far.test", was + 100)]
 
         run(it, dialogue)

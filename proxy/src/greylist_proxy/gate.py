@@ -33,6 +33,7 @@ FOLLOW_EVERY = 1.0  # seconds until a new entry counts, at most
 EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
 EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
 DELIVERY_PATIENCE = 1.0  # seconds that a client's 250 waits for the store
+BECOMING = policy.PASSED - {Reason.KNOWN}  # what a delivery makes known for the first time
 STORE_PATIENCE = 35.0  # seconds; a store bounds its calls by itself (store.timeout), this is for one that does not
 
 
@@ -160,7 +161,8 @@ class Gate:
         """Note the backend's final 250 for these recipients. Never raises.
 
         Returns once the store has it for good, so that no crash makes forget what the client was told, and after
-        DELIVERY_PATIENCE in any case: the client waits for its 250.
+        DELIVERY_PATIENCE in any case: the client waits for its 250. What was known before stays known in a crash, only
+        its `lifetime` would run from the delivery before: that is not waited for.
         """
         reasons = {decision.reason for _ignored, decision in accepted}
         counting = policy.PASSED if self.rules.mode is Mode.ENFORCE else {Reason.KNOWN}
@@ -168,13 +170,15 @@ class Gate:
         if not recipients and Reason.AUTO_ALLOWED not in reasons:
             return
         counts = self.rules.mode is Mode.ENFORCE and Reason.RETRIED in reasons
-        noting = self._tasks.spawn(self._deliver(origin, recipients, counts=counts))
-        await asyncio.wait([noting], timeout=DELIVERY_PATIENCE)
+        noting = self._tasks.spawn(self._deliver(origin, recipients, counts=counts, durably=bool(reasons & BECOMING)))
+        if not noting.done():
+            await asyncio.wait([noting], timeout=DELIVERY_PATIENCE)
 
-    async def _deliver(self, origin: Origin, recipients: Sequence[str], *, counts: bool) -> None:
+    async def _deliver(self, origin: Origin, recipients: Sequence[str], *, counts: bool, durably: bool) -> None:
         identities = await origin.identities()
         await self._note_delivery(identities, address_key(origin.sender), recipients, counts=counts)
-        await self._ask(self._store.flush)
+        if durably:
+            await self._ask(self._store.flush)
 
     async def _note_delivery(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
