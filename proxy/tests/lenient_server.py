@@ -82,5 +82,7 @@ class LenientServer:
                         if piece == b".":
                             break
                         text.append(piece.removeprefix(b"."))
+                    else:
+                        return  # the client left in the middle of it
                     self.taken.append(Taken(sender, tuple(recipients), b"\n".join(text)))
                 connection.sendall({b"EHLO": b"250-lenient.test\r\n250 8BITMIME\r\n"}.get(verb, b"250 ok\r\n"))
