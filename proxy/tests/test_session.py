@@ -303,7 +303,10 @@ def test_listening_on_what_is_taken(start_proxy: StartProxy, sink: Sink, tmp_pat
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr == f"greylist-proxy: can't listen on 127.0.0.1:{port}: Address already in use\n"
+    assert (
+        ended.stderr.splitlines(keepends=True)[-1]
+        == f"greylist-proxy: can't listen on 127.0.0.1:{port}: Address already in use\n"
+    )
 
 
 def sqlite_rows(path: Path, table: str) -> int:

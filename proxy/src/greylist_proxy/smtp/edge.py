@@ -52,11 +52,10 @@ class Edge(SMTP):
         "_eof",
         "_header",
         "_host",
+        "_is_counted",
         "_is_unnamed",
-        "_key",
         "_named",
         "_pause",
-        "_port",
         "_reading",
         "_services",
         "_tls",
@@ -73,7 +72,6 @@ class Edge(SMTP):
         self._watch = watch
         self.transport = None
         self._host = ""  # the peer: kept, because the system forgets it when the connection is reset
-        self._port = 0
         self._closing = False
         self._eof = False
         self._reading = True
@@ -81,7 +79,7 @@ class Edge(SMTP):
         self._header: HeaderReader | None = None  # while the PROXY header is awaited
         self._named: Named | None = None  # whom it named
         self._is_unnamed = False  # it named nobody
-        self._key: bytes | None = None  # the client, as the limits count it
+        self._is_counted = False  # among its client's connections
         self._visitor: Visitor | None = None
         self._early = False  # it talked before the banner
         self._tls = ""  # what is spoken, "" in clear
@@ -139,7 +137,7 @@ class Edge(SMTP):
             if not peer:
                 self.abort()  # it is gone already
                 return
-            self._host, self._port = peer[:2]
+            self._host = peer[0]
             if full:
                 self._turn_away(peer[0], full)
             elif services.settings.is_proxy(peer[0]):
@@ -152,12 +150,13 @@ class Edge(SMTP):
 
     def _meet(self, host: str) -> None:
         services = self._services
-        self._key = client_key(host)
-        full = services.connections.join(self._key)
+        key = client_key(host)
+        self._is_counted = True
+        full = services.connections.join(key)
         if full:
             self._turn_away(host, full)
             return
-        if services.prevalence.seen(self._key, self._now()):
+        if services.prevalence.seen(key, self._now()):
             services.log.event(
                 "warning",
                 message=f"nearly all of the last connections came from {host}: if that is a proxy, list it in "
@@ -205,7 +204,9 @@ class Edge(SMTP):
                 named = self._named
                 host, port, local_address, local_port = named.address, named.port, named.local_address, named.local_port
             else:
-                host, port = self._host, self._port
+                host = self._host
+                peer = transport.get_extra_info("peername")
+                port = peer[1] if peer else 0  # a connection that was reset has none
                 local_address, local_port = transport.get_extra_info("sockname")[:2]
             client = identify(host, services.ipv4_prefix, services.ipv6_prefix)
             self._visitor = Visitor(client, port, local_address, local_port, self._tls, self._early)
@@ -255,8 +256,8 @@ class Edge(SMTP):
         self._closing = True
         self._watch.discard(self)
         self._services.connections.leave()
-        if self._key is not None:
-            self._services.connections.part(self._key)
+        if self._is_counted:
+            self._services.connections.part(client_key(self.host))
         self._gone()
 
     # -- reading, writing, the end --
