@@ -87,6 +87,7 @@ class Program:
         self._first = first
         self._peer = ScriptedPeer(_script(first.backend))
         self._proxy: Proxy | None = None
+        self._stopped = False
         self._marks = (0, 0, 0, 0)  # where in its memories the peer was, and the log, when the dialogue began
 
     def begin(self, dialogue: Dialogue) -> None:
@@ -98,7 +99,11 @@ class Program:
         self._marks = (len(peer.lines), len(peer.messages), len(peer.fragments), len(proxy.events))
 
     def _running(self) -> Proxy:
-        if self._proxy is None or self._proxy.process.poll() is not None:
+        if self._proxy is not None and self._stopped:
+            self._proxy.wait()
+            self._proxy = None
+        if self._proxy is None:
+            self._stopped = False
             self._proxy = Proxy(self._folder, [self._peer.port], **self._settings()).start()
             self._await_backend()
         return self._proxy
@@ -114,8 +119,7 @@ class Program:
         settings = {section: dict(keys) for section, keys in SETTINGS.items()}
         for section, keys in self._first.settings.items():
             for key, value in keys.items():
-                known = isinstance(value, str) and paths.get(value.strip("{}"))
-                settings.setdefault(section, {})[key] = known or value
+                settings.setdefault(section, {})[key] = _filled(value, paths)
         return settings
 
     def _await_backend(self) -> None:
@@ -150,6 +154,7 @@ class Program:
         assert self._proxy is not None
         self._proxy.process.terminate()
         self._proxy.wait_for("stopping")
+        self._stopped = True
 
     def check_backend(self, patterns: list[re.Pattern[bytes]]) -> str:
         """Return what the backend got, where it is not what is expected."""
@@ -180,8 +185,8 @@ class Program:
                 message = next(complete, None)
                 if message is not None:
                     received += _unfolded(message).split(b"\r\n")[:-1]
-                elif (fragment := next(broken, None)) is not None:
-                    received += [*_unfolded(fragment).split(b"\r\n"), b"(no end)"]
+                elif next(broken, None) is not None:
+                    received.append(b"(no end)")
         return received
 
     def check_log(self, text: str) -> str:
@@ -208,6 +213,13 @@ class Program:
         if self._proxy is not None:
             self._proxy.kill()
         self._peer.close()
+
+
+def _filled(value: Any, paths: dict[str, str]) -> Any:
+    """Put the paths of files for their names in braces."""
+    if isinstance(value, list):
+        return [_filled(each, paths) for each in value]
+    return paths.get(value[1:-1], value) if isinstance(value, str) else value
 
 
 def _unfolded(message: bytes) -> bytes:

@@ -23,6 +23,7 @@ OWN_STEPS = frozenset({"L", "again", "stop"})  # what only this program can be a
 PLACES = frozenset({"", "from the neighbour", "from elsewhere"})  # of a further connection
 BACKEND_POINTS = frozenset({"connect", "EHLO", "MAIL", "RCPT", "DATA", "body", ".", "RSET", "QUIT"})
 ESCAPES = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "\\": b"\\"}
+WILD = {"...": b".*", "{word}": rb"[^ ]+"}
 ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|(.))|\{([^{}]+)\*(\d+)\}", re.DOTALL)
 
 
@@ -47,6 +48,7 @@ class Dialogue:
     summary: str = ""
     rfcs: list[str] = field(default_factory=list)
     only: bool = False  # about this program, not about any SMTP server
+    whole: str = ""  # why what is one packet must not be cut, where that is so
     needs: list[str] = field(default_factory=list)  # what a server must offer at EHLO to be asked this
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)  # that settings name: their lines
@@ -85,8 +87,9 @@ def shown(data: bytes) -> str:
 
 
 def text_pattern(text: str) -> re.Pattern[bytes]:
-    """Return what matches a whole line: `...` stands for anything, the rest for itself."""
-    return re.compile(b".*".join(re.escape(wire(part)) for part in text.split("...")), re.DOTALL)
+    """Return what matches a whole line: `...` stands for anything, `{word}` for one word, the rest for itself."""
+    parts = (WILD.get(part, re.escape(wire(part))) for part in re.split(r"(\.\.\.|\{word\})", text))
+    return re.compile(b"".join(parts), re.DOTALL)
 
 
 def reply_pattern(text: str) -> re.Pattern[bytes]:
@@ -144,6 +147,8 @@ def _take_header(dialogue: Dialogue, line: str) -> None:
         dialogue.rfcs.append(value)
     elif key == "only" and value == PROGRAM:
         dialogue.only = True
+    elif key == "whole":
+        dialogue.whole = value
     elif key == "needs":
         dialogue.needs += value.upper().split()
     elif key == "with" and (setting := re.fullmatch(r"\[(\w+)\] (\w+ = .+)", value)):
