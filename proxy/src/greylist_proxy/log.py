@@ -9,6 +9,7 @@ bidirectional controls or reach a terminal as a command.
     warning     message              a setting outside an RFC's advice, a line of a list that does not count
     decision    verdict reason client network sender recipient seconds_left id, key rule would early where there are any
     relay       outcome stage id backend code bytes seconds ...   what became of a transaction behind
+    backend     backend state error                the host is `down`, `up` again, used `in clear` or `without xclient`
     trap        client recipient seconds undo                     a spam trap closed, and the command that opens it
     store       state error kind     the store failed, works again, or was damaged and set aside
     reload      state errors after_restart                        what became of SIGHUP

@@ -8,11 +8,13 @@ same, so what is read is bounded, and what is not a reply is an error, never hal
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # RFC 5321 section 4.5.3.1.5 gives a reply line 512 octets; the field writes longer ones (links to help pages).
 MAX_REPLY_LINE = 2048
 MAX_REPLY_LINES = 100
+CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 # Replies by which a backend says that something is wrong between it and this proxy, not with the mail: syntax
 # and sequence (500-504), authentication or TLS wanted (530, 535, 538), parameters (555), going away (421).
@@ -82,7 +84,7 @@ def take_reply(buffer: bytearray) -> Reply | None:
             raise ReplyError(f"not a reply: {line[:80]!r}")
         if code not in (None, int(line[:3])):
             raise ReplyError(f"a reply with two codes: {code} and {line[:3]!r}")
-        if any(byte < 0x20 and byte != 0x09 for byte in line) or 0x7F in line:
+        if CONTROLS.search(line):
             raise ReplyError(f"control characters in a reply: {line[:80]!r}")
         code = int(line[:3])
         lines.append(line[4:])
