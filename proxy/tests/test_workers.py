@@ -64,7 +64,8 @@ def only(proxy: Proxy, number: int) -> Iterator[None]:
 @pytest.fixture
 def proxy(start_proxy: StartProxy, sink: Sink) -> Proxy:
     """Several workers that defer nobody."""
-    return start_proxy(sink.port, greylist={"delay": 0}, smtp={"workers": WORKERS})
+    # Nor is anybody told slowly that he is blocked.
+    return start_proxy(sink.port, greylist={"delay": 0}, trap={"tarpit": 0}, smtp={"workers": WORKERS})
 
 
 def test_all_start_and_all_end(proxy: Proxy, sink: Sink) -> None:
