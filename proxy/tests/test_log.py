@@ -287,21 +287,24 @@ def test_a_reader_that_is_stuck_keeps_nobody_waiting(pipe: tuple[int, int]) -> N
     assert time.monotonic() - began < 5
     seen = b""
 
-    def has(word: bytes) -> bool:
+    def told() -> tuple[list[int], int]:
+        """Which lines came, and how many are said to be lost."""
         nonlocal seen
         seen += read(reading)
-        return word in seen
+        lines = seen.decode().splitlines()
+        lost = sum(int(line.removeprefix("lost ")) for line in lines if re.fullmatch("lost [0-9]+", line))
+        return [int(line) for line in lines if re.fullmatch("[0-9]{99}", line)], lost
 
-    wait_until(lambda: has(b"lost"), "the line that says how many were lost")
-    writer.put("after", urgent=True)
-    wait_until(lambda: has(b"after\n"), "a line that comes afterwards")
-    writer.close()
-    found = seen.decode().splitlines()
-    lost = sum(int(line.removeprefix("lost ")) for line in found if line.startswith("lost "))
-    numbers = [int(line) for line in found if line.isdecimal()]
+    def all_told() -> tuple[list[int], int] | None:
+        numbers, lost = told()
+        return (numbers, lost) if len(numbers) + lost == 5000 else None
+
+    numbers, lost = wait_until(all_told, "all lines, or to be told how many are lost")
     assert numbers == sorted(numbers)
     assert lost > 0
-    assert len(numbers) + lost == 5000
+    writer.put("after", urgent=True)
+    writer.close()
+    assert read(reading) == b"after\n"
 
 
 def test_ending_does_not_wait_for_a_reader_that_is_stuck(

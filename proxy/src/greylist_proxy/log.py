@@ -131,7 +131,7 @@ class Repeats:
 def _subject(fields: Mapping[str, Any]) -> object:
     client = fields.get("client")
     if client is None:
-        return fields.get("message", "")
+        return fields.get("message") or fields.get("backend") or ""
     try:
         return client_key(client)
     except (OSError, TypeError):
