@@ -11,6 +11,13 @@ bidirectional controls or reach a terminal as a command.
     relay       outcome stage id backend code bytes seconds ...   what became of a transaction behind
     backend     backend state error                the host is `down`, `up` again, used `in clear` or `without xclient`
     trap        client recipient seconds undo                     a spam trap closed, and the command that opens it
+    connection-refused  client limit  over `max_connections` ("total") or `max_connections_per_client` ("client")
+    proxy-header  client error       a peer that must send a PROXY header sent none, or a malformed one
+    early-talker  client             it did not wait for the banner
+    foreign     client protocol      it speaks HTTP, SSH, TLS without STARTTLS, ...
+    tls         client state bytes error    a handshake `failed`, or commands behind STARTTLS were discarded
+    normalised  client count         bare CRs and LFs of a message that were made CRLF
+    descriptors  state error         file descriptors are `exhausted`, or `available` again
     store       state error kind     the store failed, works again, or was damaged and set aside
     reload      state errors after_restart                        what became of SIGHUP
     worker      state number pid ... one of several processes is ready, ended, or is to be started again
