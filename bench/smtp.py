@@ -177,20 +177,26 @@ def measure_messages(folder: Path, options: argparse.Namespace, size: int, count
     folder = folder / f"messages-{size}"
     folder.mkdir()
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(sink(folder, free_port()))
-        servers: list[Server] = [target, stack.enter_context(proxy("greylist-proxy", folder, target.port, **passing))]
+        start = stack.enter_context
+        target = start(sink(folder, free_port()))
+        ways: list[tuple[Server, Sink]] = [
+            (target, target),
+            (start(proxy("greylist-proxy", folder, target.port, **passing)), target),
+        ]
         if size == SMALL:
-            servers.append(stack.enter_context(proxy("with XCLIENT", folder, target.port, **xclient)))
-        turns: list[list[Turn]] = [[] for _server in servers]
-        for server in servers:
-            send(server, target, size, max(count // 10, connections), connections)
+            taker = start(peer("taker"))
+            ways.append((start(proxy("to a server in Python", folder, taker.port, **passing)), taker))
+            ways.append((start(proxy("the same with XCLIENT", folder, taker.port, **xclient)), taker))
+        turns: list[list[Turn]] = [[] for _way in ways]
+        for way in ways:
+            send(*way, size, max(count // 10, connections), connections)
         for turn in range(options.rounds):
             _say(f"messages of {size:,} bytes, round {turn + 1} of {options.rounds}")
-            for number, server in enumerate(servers):
-                turns[number].append(send(server, target, size, count, connections))
-        for server in servers[1:]:
+            for number, way in enumerate(ways):
+                turns[number].append(send(*way, size, count, connections))
+        for server, _target in ways[1:]:
             server.stop()
-    return [Row(server.name, row) for server, row in zip(servers, turns, strict=True)]
+    return [Row(server.name, row) for (server, _target), row in zip(ways, turns, strict=True)]
 
 
 # -- memory --

@@ -67,12 +67,56 @@ class Stuck(Bare):
         super().data_received(data)
 
 
+class Taker(Bare):
+    """Takes messages."""
+
+    REPLIES = Bare.REPLIES | {
+        ord("E"): b"250-peer\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 XCLIENT NAME ADDR PORT PROTO HELO\r\n",
+        ord("R"): b"250 2.1.5 Ok\r\n",
+        ord("X"): b"220 peer ESMTP\r\n",
+    }
+    taken = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Greet."""
+        super().connection_made(transport)
+        self._is_in_message = False
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each line, or look for the end of the message."""
+        if self._is_in_message:
+            # No copy of the message is kept, only what the end may have begun with.
+            data = self._rest + data
+            end = data.find(b"\r\n.\r\n")
+            self._rest = data[-4:]
+            if end < 0:
+                return
+            Taker.taken += 1
+            self._is_in_message = False
+            self._rest, data = b"", data[end + 5 :]
+            self._transport.write(b"250 2.0.0 Taken\r\n")
+        while data and not self._is_in_message:
+            line, end_of_line, data = (self._rest + data).partition(b"\r\n")
+            self._rest = b"" if end_of_line else line
+            if not end_of_line:
+                return
+            if line[:4] in (b"DATA", b"NOOP", b"RSET"):
+                self._is_in_message = line == b"DATA"
+                self._transport.write(b"354 Go on\r\n" if self._is_in_message else b"250 2.0.0 %d\r\n" % Taker.taken)
+                self._rest = b"\r\n" if self._is_in_message else b""
+            else:
+                super().data_received(line + b"\r\n")
+        if data:
+            self.data_received(data)
+
+
 async def _serve(kind: str) -> None:
     loop = asyncio.get_running_loop()
     factories: dict[str, Any] = {
         "stock": lambda: SMTP(PutOff(), hostname="peer", enable_SMTPUTF8=True),
         "bare": Bare,
         "stuck": Stuck,
+        "taker": Taker,
     }
     server = await loop.create_server(factories[kind], "127.0.0.1", 0, backlog=BACKLOG)
     print(server.sockets[0].getsockname()[1], flush=True)

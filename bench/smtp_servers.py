@@ -101,13 +101,25 @@ class Server:
                 stream.close()
 
 
+class Sink(Server):
+    """A server that throws messages away and counts them."""
+
+    def messages(self) -> int:
+        """How many it has taken."""
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as sock, sock.makefile("rwb") as lines:
+            lines.readline()
+            lines.write(b"NOOP\r\n")
+            lines.flush()
+            return int(lines.readline().split()[-1])
+
+
 @contextlib.contextmanager
-def peer(kind: str) -> Iterator[Server]:
-    """Run one of `smtp_peers.py`."""
+def peer(kind: str) -> Iterator[Sink]:
+    """Run one of `smtp_peers.py`; only a taker counts."""
     process = subprocess.Popen([sys.executable, HERE / "smtp_peers.py", kind], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None  # noqa: S101 - for the type checker
     line = process.stdout.readline()
-    server = Server(kind, process, int(line or 0))
+    server = Sink(kind, process, int(line or 0))
     try:
         if not line:
             raise Unmeasurable(f"{kind} does not start")
@@ -116,8 +128,8 @@ def peer(kind: str) -> Iterator[Server]:
         server.kill()
 
 
-class Sink(Server):
-    """Postfix's smtp-sink, which throws messages away and counts them."""
+class PostfixSink(Sink):
+    """Postfix's smtp-sink."""
 
     def __init__(self, process: subprocess.Popen[Any], port: int, counted: Path) -> None:
         super().__init__("smtp-sink", process, port)
@@ -130,14 +142,14 @@ class Sink(Server):
 
 
 @contextlib.contextmanager
-def sink(folder: Path, port: int) -> Iterator[Sink]:
+def sink(folder: Path, port: int) -> Iterator[PostfixSink]:
     """Run smtp-sink."""
     counted = folder / "sink.txt"
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     with counted.open("wb") as output:
         command = [program("smtp-sink"), *user, "-c", "-m", "1000", f"127.0.0.1:{port}", "1000"]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    server = Sink(process, port, counted)
+    server = PostfixSink(process, port, counted)
     try:
         _wait_for_port(port, process)
         yield server

@@ -81,7 +81,12 @@ def test_messages_end_to_end(tmp_path: Path) -> None:
     done = bench(tmp_path, *FEW, "--parts=relay,large", "--relax=1000")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [row["name"] for row in found["relay"]] == ["smtp-sink", "greylist-proxy", "with XCLIENT"]
+    assert [row["name"] for row in found["relay"]] == [
+        "smtp-sink",
+        "greylist-proxy",
+        "to a server in Python",
+        "the same with XCLIENT",
+    ]
     assert [row["name"] for row in found["large"]] == ["smtp-sink", "greylist-proxy"]
     for row in found["relay"]:
         assert row["turns"][0]["amount"] == 40

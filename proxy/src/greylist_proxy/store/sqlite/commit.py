@@ -26,7 +26,7 @@ from greylist_proxy import policy
 from greylist_proxy.policy import Earned, Rules
 from greylist_proxy.store import Logged
 from greylist_proxy.store.sqlite.overlay import Generation
-from greylist_proxy.store.sqlite.values import as_json, clean, from_ms, to_ms
+from greylist_proxy.store.sqlite.values import as_json, clean, from_ms, is_clean, to_ms
 
 AT_ONCE = (256, 64, 16, 4, 1)  # rows a statement, so that few statements make any number
 
@@ -185,17 +185,10 @@ def _commit_earned(connection: sqlite3.Connection, generation: Generation, rules
 
 
 def _decision_row(decision: Logged) -> Row:
-    return (
-        to_ms(decision.time),
-        decision.verdict,
-        decision.reason,
-        clean(decision.client),
-        clean(decision.network),
-        clean(decision.sender),
-        clean(decision.recipient),
-        decision.seconds_left,
-        clean(decision.id),
-        clean(decision.key),
-        clean(decision.rule),
-        decision.would,
-    )
+    """Return what is written of a decision, in the order of `_DECISIONS`."""
+    who: tuple[str, ...] = (decision.client, decision.network, decision.sender, decision.recipient)
+    why: tuple[str, ...] = (decision.id, decision.key, decision.rule)
+    if not is_clean(*who, *why):
+        who, why = tuple(map(clean, who)), tuple(map(clean, why))
+    what = (to_ms(decision.time), decision.verdict, decision.reason)
+    return (*what, *who, decision.seconds_left, *why, decision.would)
