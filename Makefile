@@ -15,6 +15,9 @@ export TARPIT_RUN_ID ?= $(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-8)
 TEST := .cache/venvs/test/bin
 INTEGRATION := .cache/venvs/integration/bin
 DEV := .cache/venvs/dev/bin
+FUZZ := .cache/venvs/fuzz/bin
+FUZZ_SECONDS := 600
+SOAK_SECONDS := 3600
 WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
 KERBEROS_PACKAGES := krb5-kdc krb5-admin-server krb5-user libkrb5-dev gcc libc6-dev python3-dev
 # The greylist's server store, and the greylisters whose state can be taken over.
@@ -61,6 +64,19 @@ integration: ## Real programs against the lab on both backends
 	    .cache/venvs/test-oldest/bin/pytest -n auto tests/unit tests/integration/test_windows.py \
 	        tests/integration/test_exchange.py -k 'not wine' && \
 	    .cache/venvs/test-oldest/bin/pytest -n auto proxy/tests; fi
+	@# Where nobody waits: a search, and a soak.
+	if [ "$${CI-}" = true ]; then \
+	    $(MAKE) --no-print-directory fuzz FUZZ_SECONDS=120 && $(MAKE) --no-print-directory soak SOAK_SECONDS=300; fi
+
+.PHONY: fuzz
+fuzz: ## Search for inputs that break what the proxy reads (FUZZ_SECONDS=600)
+	@mkdir -p .cache; $(call setup,python fuzz)
+	@$(FUZZ)/python fuzz/search.py --seconds $(FUZZ_SECONDS)
+
+.PHONY: soak
+soak: ## The proxy at half its maximum load: memory and descriptors stay flat (SOAK_SECONDS=3600)
+	@mkdir -p .cache; $(call setup,python test)
+	@$(TEST)/python dev/soak.py --seconds $(SOAK_SECONDS)
 
 .PHONY: molecule
 molecule: ## Scenarios: the Windows path on Wine, the Linux path in containers with systemd
@@ -86,6 +102,11 @@ bench-smtp: ## What a session and a message cost the proxy, and others (SMTP=--h
 	@mkdir -p .cache; $(call setup,packages $(MAIL_PACKAGES)); $(call setup,python dev)
 	@$(DEV)/python bench/smtp.py $(SMTP)
 
+.PHONY: dialogues
+dialogues: ## Hold the SMTP dialogues with any server (SERVER=host:port, DIALOGUES=--help)
+	@mkdir -p .cache; $(call setup,python test)
+	@$(TEST)/python dev/dialogues.py $(if $(SERVER),--server '$(SERVER)') $(DIALOGUES)
+
 .PHONY: build
 build: ## The collection's tarball, in dist/
 	@$(call setup,python test)
@@ -93,7 +114,8 @@ build: ## The collection's tarball, in dist/
 
 .PHONY: lock
 lock: ## Resolve the lock files anew (needs uv)
-	for lock in proxy/requirements dev/requirements/test dev/requirements/integration dev/requirements/dev; do \
+	for lock in proxy/requirements dev/requirements/test dev/requirements/integration dev/requirements/dev \
+	    dev/requirements/fuzz; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	        --no-emit-find-links --custom-compile-command 'make lock' $$lock.in --output-file $$lock.txt; \
 	done

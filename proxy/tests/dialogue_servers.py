@@ -251,7 +251,13 @@ class Elsewhere:
     is_own = False
 
     def __init__(
-        self, host: str, port: int, *, mapping: dict[str, str] | None = None, starttls: bool = False, timeout: float = 20.0
+        self,
+        host: str,
+        port: int,
+        *,
+        mapping: dict[str, str] | None = None,
+        starttls: bool = False,
+        timeout: float = 20.0,
     ) -> None:
         self.timeout = timeout
         self._address = (host, port)

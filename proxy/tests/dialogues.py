@@ -190,7 +190,7 @@ def _step(number: int, line: str) -> Step:
     if colon and kind in TALK:
         return Step(number, kind, text.removeprefix(" "))
     deed, _ignored, text = line.strip().partition(" ")
-    return Step(number, deed, text)
+    return Step(number, deed, text) if deed in DEEDS else Step(number, line, "")
 
 
 def _check(dialogue: Dialogue, step: Step) -> None:
