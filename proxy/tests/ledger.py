@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -244,10 +245,13 @@ def _text(reply: Any) -> bytes:
 class LedgerClient:
     """A client that keeps the ledger: one connection, made when it is first needed."""
 
-    def __init__(self, port: int, ledger: Ledger, source: str = "127.0.0.1") -> None:
+    def __init__(
+        self, port: int, ledger: Ledger, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+    ) -> None:
         self._port = port
         self._ledger = ledger
         self._source = source
+        self._tls = tls  # if there is one, everything goes over TLS
         self.answer = b""  # the last line that was heard
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -284,8 +288,14 @@ class LedgerClient:
 
     async def _connect(self) -> None:
         self._streams = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(self._source, 0))
-        if not (await self._reply()).startswith(b"220") or not (await self._ask(b"EHLO client.test")).startswith(b"2"):
-            raise EOFError
+        steps = [b"EHLO client.test"] if self._tls is None else [b"EHLO client.test", b"STARTTLS", b"EHLO client.test"]
+        answer = await self._reply()
+        for step in steps:
+            if not answer.startswith(b"2"):
+                raise EOFError
+            answer = await self._ask(step)
+            if step == b"STARTTLS" and self._tls is not None:
+                await self._streams[1].start_tls(self._tls)
 
     async def _ask(self, line: bytes) -> bytes:
         assert self._streams is not None
