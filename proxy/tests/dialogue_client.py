@@ -186,13 +186,13 @@ class Conversation:
     def _do_c_more(self, text: str) -> None:
         self._unsent += wire(text)
 
-    def _do_tls(self, _text: str) -> str:
+    def _do_tls(self, _ignored: str) -> str:
         return self._streams[-1].start_tls()
 
-    def _do_leave(self, _text: str) -> None:
+    def _do_leave(self, _ignored: str) -> None:
         self._streams[-1].close()
 
-    def _do_half_close(self, _text: str) -> None:
+    def _do_half_close(self, _ignored: str) -> None:
         self._streams[-1].half_close()
 
     def _do_connect(self, place: str) -> None:
@@ -211,7 +211,7 @@ class Conversation:
     def _do_after(self, text: str) -> None:
         self._patience = float(text.removesuffix("s"))
 
-    def _do_stop(self, _text: str) -> None:
+    def _do_stop(self, _ignored: str) -> None:
         self._server.stop()
 
     # -- what is expected --
@@ -248,7 +248,7 @@ class Conversation:
     def _do_lacks(self, text: str) -> str:
         return self._heard() if self._has(text) else ""
 
-    def _do_close(self, _text: str) -> str:
+    def _do_close(self, _ignored: str) -> str:
         data = self._streams[-1].rest()
         self._transcript.append("(the server closed)")
         return shown(data)
