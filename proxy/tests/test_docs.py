@@ -14,16 +14,27 @@ from greylist_proxy.policy import Reason
 
 TESTS = Path(__file__).parent
 PROXY = TESTS.parent
-NAMED_TESTS = re.findall(r"(test_[a-z_0-9]+\.py)::(test_[a-z_0-9]+)", (PROXY.parent / "docs/rfc6647.md").read_text())
+DOCS = PROXY.parent / "docs"
+NAMED_TESTS = {
+    document: sorted(set(re.findall(r"(test_[a-z_0-9]+\.py)::(test_[a-z_0-9]+)", (DOCS / document).read_text())))
+    for document in ("rfc6647.md", "security.md")
+}
 
 
-@pytest.mark.parametrize(("file", "test"), NAMED_TESTS)
-def test_the_tests_that_the_rfcs_table_names_are_there(file: str, test: str) -> None:
+@pytest.mark.parametrize(("file", "test"), sorted({each for tests in NAMED_TESTS.values() for each in tests}))
+def test_the_tests_that_tables_name_are_there(file: str, test: str) -> None:
     assert f"\ndef {test}(" in (TESTS / file).read_text()
 
 
-def test_the_rfcs_table_names_tests() -> None:
-    assert len(NAMED_TESTS) > 20
+def test_the_tables_name_tests() -> None:
+    assert len(NAMED_TESTS["rfc6647.md"]) > 20
+    assert len(NAMED_TESTS["security.md"]) > 60
+
+
+def test_every_line_of_what_an_attacker_would_try_has_a_test() -> None:
+    rows = re.findall(r"^\| (?!he tries|---).*$", (DOCS / "security.md").read_text(), re.MULTILINE)
+    assert [row for row in rows if "::test_" not in row] == []
+    assert len(rows) > 40
 
 
 def test_every_reason_is_in_the_readme() -> None:
