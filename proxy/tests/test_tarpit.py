@@ -62,19 +62,26 @@ def test_nobody_waits_for_more_than_so_much(seconds: float, waited: float, grant
     run(hold())
 
 
-@pytest.mark.parametrize("wire", [b"450 4.7.1 Not now\r\n", b"5", b"55"])
-def test_a_reply_trickles(wire: bytes) -> None:
+@pytest.mark.parametrize(
+    ("wire", "seconds", "count"),
+    [
+        pytest.param(b"450 No\r\n", 0.5, 8, id="octet by octet"),
+        pytest.param(b"5", 0.2, 1, id="one octet"),
+        pytest.param(b"450 " + b"x" * 9000 + b"\r\n", 0.2, 4, id="a long one, its rest at once"),
+    ],
+)
+def test_a_reply_trickles(wire: bytes, seconds: float, count: int) -> None:
     async def drip() -> None:
-        tarpit = Tarpit(0, 0.2, 10)
+        tarpit = Tarpit(0, seconds, 10)
         pieces: list[bytes] = []
         done: list[float] = []
         start = now()
         assert tarpit.drip(wire, 0, pieces.append, lambda: done.append(now() - start))
         await until(lambda: done)
         assert b"".join(pieces) == wire
-        assert len(pieces) == min(8, max(1, len(wire) - 1))
+        assert len(pieces) == count
         assert all(len(piece) == 1 for piece in pieces[:-1])
-        assert 0.19 <= done[0] < 2
+        assert 0.95 * seconds <= done[0] < seconds + 2
         assert tarpit.waiting == 0
 
     run(drip())

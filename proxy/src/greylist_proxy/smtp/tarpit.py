@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable
 
 MOST = 120.0  # seconds that a session may be made to wait, all its replies together
-LEAST_STEPS = 8  # a trickle has as many as it has seconds, but not fewer than this
+LEAST_STEP = 0.05  # seconds between two octets of a trickle; a reply of 200 octets and 10 seconds has no faster ones
 
 
 class Wait:
@@ -33,8 +33,8 @@ class Wait:
         self._done = done
         self._wire = wire
         self._write = write
-        # One octet a step, and what is left at the end: a timer for each octet would make long replies dear for us.
-        steps = max(1, min(len(wire) - 1, max(LEAST_STEPS, int(seconds)))) if write else 1
+        # One octet a step. A backend's reply may have thousands: what is left of it in the end goes out at once.
+        steps = max(1, min(len(wire), int(seconds / LEAST_STEP))) if write else 1
         self._step = seconds / steps
         self._handle = asyncio.get_running_loop().call_later(self._step, self._tick, steps - 1)
 
