@@ -218,11 +218,12 @@ def test_a_conversation(name: str) -> None:
 @pytest.mark.parametrize(
     ("sent", "shown", "codes"),
     [
-        (b"NOOP\nNOOP\r\n", [], "500 250"),
+        (b"NOOP\nNOOP\r\n", ["bye bare line feed"], "521"),
         (b"NO\rOP\r\n\r\nNOOP\r\r\n", [], "500 500 500"),
         (b"NOOP " + b"x" * (MAX_COMMAND - 7) + b"\r\n", [], "250"),
         (b"NOOP " + b"x" * (MAX_COMMAND - 6) + b"\r\nNOOP\r\n", [], "500 250"),
-        (b"x" * (MAX_COMMAND - 1) + b"\n" + b"x" * 3 * MAX_COMMAND + b"\nNOOP\r\n", [], "500 500 250"),
+        (b"x" * (MAX_COMMAND - 2) + b"\r\n" + b"x" * 3 * MAX_COMMAND + b"\r\nNOOP\r\n", [], "500 500 250"),
+        (b"x" * 3 * MAX_COMMAND + b"\nNOOP\r\n", ["bye bare line feed"], "521"),
         (b"HELO c\r\nMAIL FROM:<\xff@far.test>\r\n", ["helo c"], "250 501"),
         (b"\x16\x03\x01\x02\x00\x01", ["foreign tls"], ""),
         (b"\x80\x2e\x01\x03", ["foreign tls"], ""),

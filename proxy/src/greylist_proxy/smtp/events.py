@@ -138,7 +138,7 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The core is closed: the last reply is in the output. `why`: "quit", "errors", "idle" or "pipelining"."""
+    """The core is closed: the last reply is in the output. `why`: "quit", "errors", "idle", "pipelining" or "bare line feed"."""
 
     why: str
 

@@ -203,13 +203,17 @@ class ServerProtocol:
     def _take_line(self, end: int) -> Event | None:
         """Take the line that ends at `end`, and do what it says."""
         start, self._at = self._at, end + 1
+        line = self._input[start:end]
+        if not line.endswith(b"\r"):
+            # Someone may have made a client send this in what was to be one line: what follows is not to be obeyed.
+            kind = None if self._overlong else foreign.of_line(line)
+            return self._leave(Foreign(kind)) if kind else self._end(answers.BARE_LINE_FEED, "bare line feed")
         if self._overlong:
             self._overlong = False
             return self._error(answers.LINE_TOO_LONG)
-        line = self._input[start:end]
         if len(line) >= MAX_COMMAND:
             return self._error(answers.LINE_TOO_LONG, foreign.of_octet(line[:1]))
-        if not line.endswith(b"\r") or line.count(b"\r") > 1:
+        if line.count(b"\r") > 1:
             return self._error(answers.BAD_LINE_END, foreign.of_line(line))
         verb, _ignored, argument = line.rstrip(BLANKS).partition(b" ")
         command = COMMANDS.get(verb) or COMMANDS.get(verb.upper())
@@ -223,7 +227,7 @@ class ServerProtocol:
         # Who speaks no SMTP may never end a line, and would wait for us as we for him.
         kind = None if self._overlong else foreign.of_octet(rest[:1])
         if self._overlong or len(rest) >= MAX_COMMAND:
-            self._overlong, rest = True, b""
+            self._overlong, rest = True, b"\r" if rest.endswith(b"\r") else b""
         self._input, self._at = rest, 0
         return None if kind is None else self._leave(Foreign(kind))
 
