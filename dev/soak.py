@@ -1,15 +1,15 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make soak`: the proxy under half of the load that it can bear, for an hour. Memory and descriptors must stay flat.
+"""`make soak`: the proxy under half of the load that it can bear, for an hour. Memory and descriptors stay flat.
 
-First the maximum is measured: deferred sessions a second, as many as the loader of `bench/` gets through on this machine.
-Then half of that goes on, and beside it, all the time, from ever other clients: mail that is deferred, comes back and is
+First the maximum is measured: deferred sessions a second, as many as the loader of `bench/` gets through here. Then
+half of that goes on, and beside it, all the time, from ever other clients: mail that is deferred, comes back and is
 relayed, in clear and over TLS, and sessions that are given up in the middle. Every message is in a ledger.
 
-The rule: once a second, resident memory and open descriptors are noted. Caches fill in the first half, so only the second
-half counts. The medians of the third and of the last quarter are compared. The last may be higher by no more than what
-samples differ among themselves (three times their median distance from the median), and in any case by NOISE. A leak of
-20 bytes a session is found in five minutes, one of 2 bytes in an hour.
+The rule: once a second, resident memory and open descriptors are noted. Caches fill in the first half, so only the
+second half counts. The medians of the third and of the last quarter are compared. The last may be higher by no more
+than what samples differ among themselves (three times their median distance from the median), and in any case by
+NOISE. A leak of 20 bytes a session is found in five minutes, one of 2 bytes in an hour.
 
 Exit status: 0 flat, and nothing lost; 1 not; 2 it could not run.
 """
@@ -132,12 +132,10 @@ class Mixture:
         await client.deliver(self._ledger.new(), pause=1.2)
         await client.leave()
 
-    async def give_up(self, _number: int) -> None:
+    async def give_up(self, _ignored: int) -> None:
         """Begin a session, and leave after some of it, politely or not."""
         dialogue = b"EHLO client.test\r\nMAIL FROM:<>\r\nRCPT TO:<postmaster@here.example>\r\nDATA\r\n" + content(2)
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", self._port, local_addr=(next(self._sources), 0)
-        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(next(self._sources), 0))
         await reader.readline()
         writer.write(dialogue[: self._dice.randrange(len(dialogue) // 2)])
         await asyncio.sleep(self._dice.random())
@@ -195,9 +193,9 @@ async def soak(server: Proxy, ledger: Ledger, tls: ssl.SSLContext, rate: float, 
                 mark = now
                 await asyncio.to_thread(log.read)
                 print(
-                    f"{now[0] - began:5.0f} s: {sessions / passed:,.0f} deferred sessions and {mails / passed:.1f} mails "
-                    f"a second, {100 * cpu / passed:.0f} % CPU, {samples.memory[-1] / 2**20:.1f} MiB, "
-                    f"{samples.descriptors[-1]} descriptors, {len(log.kept)} errors",
+                    f"{now[0] - began:5.0f} s: {sessions / passed:,.0f} deferred sessions and "
+                    f"{mails / passed:.1f} mails a second, {100 * cpu / passed:.0f} % CPU, "
+                    f"{samples.memory[-1] / 2**20:.1f} MiB, {samples.descriptors[-1]} descriptors, {len(log.kept)} errors",
                     flush=True,
                 )
         await work
@@ -226,7 +224,9 @@ def main() -> int:
         try:
             with proxy("soak", folder, backend.port, smtp=smtp, **SETTINGS) as server:
                 maximum = measure(server.port)
-                print(f"maximum: {maximum:,.0f} deferred sessions a second; {seconds} seconds at half of it", flush=True)
+                print(
+                    f"maximum: {maximum:,.0f} deferred sessions a second; {seconds} seconds at half of it", flush=True
+                )
                 tls = ssl.create_default_context(cafile=str(files.authority))
                 samples, log = asyncio.run(soak(server, ledger, tls, maximum / 2, seconds))
                 server.stop()

@@ -1,6 +1,6 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Searches for inputs that break what the proxy reads: `make fuzz`, or `python fuzz/search.py --seconds 600 [TARGET...]`.
+"""Searches for inputs that break what the proxy reads: `make fuzz`, or `fuzz/search.py --seconds 600 [TARGET...]`.
 
 The targets and what must hold for them are in `proxy/tests/fuzzed.py`. Each runs in a process of its own under Atheris
 (libFuzzer), which follows the coverage of `greylist_proxy` from input to input. What it has found interesting is kept
@@ -98,10 +98,16 @@ def main() -> int:
     at_once = min(len(os.sched_getaffinity(0)), len(names))
     # The core is what everybody can reach: it gets as much time as all others together.
     weights = {name: len(TARGETS) - 1 if name == "protocol" else 1 for name in names}
-    seconds = {name: max(1, options.seconds * at_once * weight // sum(weights.values())) for name, weight in weights.items()}
+    seconds = {
+        name: max(1, options.seconds * at_once * weight // sum(weights.values())) for name, weight in weights.items()
+    }
     longest_first = sorted(names, key=lambda name: -seconds[name])
     with ThreadPoolExecutor(at_once) as pool:
-        return 0 if all(list(pool.map(lambda name: search(name, min(seconds[name], options.seconds)), longest_first))) else 1
+        return (
+            0
+            if all(list(pool.map(lambda name: search(name, min(seconds[name], options.seconds)), longest_first)))
+            else 1
+        )
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Ledger:
                 self.taken.setdefault(int(match[2]), []).append(match[1].decode())
 
     def mistakes(self, log: Iterable[dict[str, Any]]) -> list[str]:
-        """Return a sentence for each thing that should not be; none, if nothing was lost and nothing is told wrongly."""
+        """Return a sentence for each thing that should not be: what was lost, told wrongly, or is there twice."""
         unknown = {each["id"] for each in log if each["event"] == "relay" and each["outcome"] == "unknown"}
         found = [f"a message came damaged: {wire[:300]!r}" for wire in self.damaged]
         found += [f"{number} was acknowledged and is missing" for number in sorted(self.delivered - set(self.taken))]
@@ -101,7 +101,9 @@ class Slowly:
 
 TAKE_AND_CLOSE = object()  # as a reply to the final dot: take the message, and close the connection without a word
 
-EHLO = b"250-backend.test\r\n250-PIPELINING\r\n250-SIZE 50000000\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250 DSN\r\n"
+EHLO = (
+    b"250-backend.test\r\n250-PIPELINING\r\n250-SIZE 50000000\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n250 DSN\r\n"
+)
 POLITE: dict[str, Any] = {
     "connect": b"220 backend.test ESMTP\r\n",
     "EHLO": EHLO,
@@ -245,9 +247,7 @@ def _text(reply: Any) -> bytes:
 class LedgerClient:
     """A client that keeps the ledger: one connection, made when it is first needed."""
 
-    def __init__(
-        self, port: int, ledger: Ledger, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, port: int, ledger: Ledger, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self._port = port
         self._ledger = ledger
         self._source = source
@@ -255,7 +255,9 @@ class LedgerClient:
         self.answer = b""  # the last line that was heard
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def offer(self, number: int, recipients: Sequence[str] = ("u@here.test",), patience: float = DEADLINE) -> Told:
+    async def offer(
+        self, number: int, recipients: Sequence[str] = ("u@here.test",), patience: float = DEADLINE
+    ) -> Told:
         """Send a message once, and note what came of it."""
         told = Told.UNSENT
         try:

@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from .altered import set_clock
 from .ledger import LedgerClient, Told, deliver_all
 from .peers import Proxy, Wire, free_port, wait_until

@@ -18,7 +18,9 @@ def test_any_input(name: str) -> None:
     target = TARGETS[name]
     words = st.sampled_from([*target.words, *(seed[4:] for seed in target.seeds)]) | st.binary(max_size=30)
     inputs = st.builds(
-        lambda settings, text: settings + b"".join(text), st.binary(min_size=4, max_size=4), st.lists(words, max_size=30)
+        lambda settings, text: settings + b"".join(text),
+        st.binary(min_size=4, max_size=4),
+        st.lists(words, max_size=30),
     )
 
     @settings(max_examples=EXAMPLES.get(name, 500), deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,7 +8,9 @@ import pytest
 
 from .ledger import Ledger, Told, content
 
-TRACE = b"Received: from c ([127.0.0.1])\r\n by mx.test (greylist-proxy) with ESMTP id %b\r\n for <u@here.test>; now\r\n"
+TRACE = (
+    b"Received: from c ([127.0.0.1])\r\n by mx.test (greylist-proxy) with ESMTP id %b\r\n for <u@here.test>; now\r\n"
+)
 UNKNOWN = {"event": "relay", "outcome": "unknown", "id": "0A"}
 
 
@@ -37,7 +39,9 @@ def taken(*idents: bytes, number: int = 1) -> Ledger:
         ([b"0A", b"0B", b"0C"], [Told.NOTHING, Told.DELIVERED], [], False),
     ],
 )
-def test_what_has_to_be_explained(idents: list[bytes], told: list[Told], log: list[dict[str, str]], is_fine: bool) -> None:
+def test_what_has_to_be_explained(
+    idents: list[bytes], told: list[Told], log: list[dict[str, str]], is_fine: bool
+) -> None:
     ledger = taken(*idents)
     for each in told:
         ledger.told(1, each)

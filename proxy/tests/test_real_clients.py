@@ -78,12 +78,9 @@ def s_client(proxy: Proxy, authority: Path, *options: str, typed: bytes) -> subp
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_openssl_verifies_and_sends(
-    tls_proxy: Proxy, sink: Sink, certificate: CertificateFiles, version: str
-) -> None:
-    dialogue = (
-        b"EHLO client.test\r\nMAIL FROM:<a@far.test>\r\nRCPT TO:<u@here.test>\r\nDATA\r\nSubject: x\r\n\r\nhi\r\n.\r\nQUIT\r\n"
-    )
+def test_openssl_verifies_and_sends(tls_proxy: Proxy, sink: Sink, certificate: CertificateFiles, version: str) -> None:
+    commands = ("EHLO client.test", "MAIL FROM:<a@far.test>", "RCPT TO:<u@here.test>", "DATA")
+    dialogue = "\r\n".join([*commands, "Subject: x", "", "hi", ".", "QUIT", ""]).encode()
     said = s_client(tls_proxy, certificate.authority, version, "-quiet", typed=dialogue)
     assert said.returncode == 0, said
     assert b"250 2.0.0 Ok: queued as 4X7Z" in said.stdout
@@ -162,5 +159,3 @@ def test_postfix_queues_and_comes_back(
     assert len(sink.mails) == 20
     assert all(b" with ESMTP id " in mail.content for mail in sink.mails)
     assert proxy.stop() == 0
-
-

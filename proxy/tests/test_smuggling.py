@@ -52,7 +52,9 @@ PUBLISHED = (
     *(b"\n.\n", b"\n.\r\n", b"\r.\r", b"\r.\r\n", b"\r.\n", b"\r\n.\n", b"\r\n.\r", b"\n.\r", b"\n\n.\r\n"),
     *(b"\r\n\x00.\r\n", b"\r\n.\x00\r\n", b"\r\n\r.\r\n", b"\r\n.\r\r\n", b"\r\r\n.\r\r\n"),
 )
-SMUGGLED = b"MAIL FROM:<evil@away.test>\r\nRCPT TO:<victim@here.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nsmuggled text\r\n"
+SMUGGLED = (
+    b"MAIL FROM:<evil@away.test>\r\nRCPT TO:<victim@here.test>\r\nDATA\r\nSubject: smuggled\r\n\r\nsmuggled text\r\n"
+)
 BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 
 

@@ -48,7 +48,7 @@ def samples(leak: float, spread: int, fills_until: int = 0) -> list[int]:
         (samples(0, MIB, fills_until=140), True),
         (samples(20 * 1500, MIB // 4), False),  # 20 bytes a session
         (samples(100_000, MIB), False),
-        (samples(0, 0)[:299] + [90 * MIB], True),  # once is no trend
+        ([*samples(0, 0)[:299], 90 * MIB], True),  # once is no trend
     ],
 )
 def test_what_counts_as_growth(soak: ModuleType, taken: list[int], is_flat: bool) -> None:
