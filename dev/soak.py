@@ -195,7 +195,8 @@ async def soak(server: Proxy, ledger: Ledger, tls: ssl.SSLContext, rate: float, 
                 print(
                     f"{now[0] - began:5.0f} s: {sessions / passed:,.0f} deferred sessions and "
                     f"{mails / passed:.1f} mails a second, {100 * cpu / passed:.0f} % CPU, "
-                    f"{samples.memory[-1] / 2**20:.1f} MiB, {samples.descriptors[-1]} descriptors, {len(log.kept)} errors",
+                    f"{samples.memory[-1] / 2**20:.1f} MiB, {samples.descriptors[-1]} descriptors, "
+                    f"{len(log.kept)} errors",
                     flush=True,
                 )
         await work

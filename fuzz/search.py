@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".cache/fuzz"
 PATIENCE = 10  # seconds for one input; the slowest take milliseconds
-MEMORY = 500  # MiB for the process; Atheris and the imports take about 150
+MEMORY = 200  # MiB for the process; it begins with 70
 MAX_INPUT = 8192  # octets; a few commands longer than MAX_COMMAND, and messages of some lines
 # What must be seen from the start: code that is imported before it is instrumented has no coverage.
 sys.path.insert(0, str(ROOT / "proxy"))
