@@ -525,6 +525,27 @@ def test_other_hosts_by_a_reload(scripted: Scripted) -> None:
     assert [verbs(lines) for lines in two.conversations] == ["EHLO MAIL RCPT DATA QUIT"]
 
 
+@pytest.mark.parametrize("before", ["proxy-v1", "xclient"])
+def test_a_connection_in_use_is_not_kept_under_other_settings(scripted: Scripted, before: Any) -> None:
+    """It speaks for its client, and under the new settings nobody would tell it that the next one is another."""
+    peer = scripted({"PROXY": b"", "EHLO": b"250-peer\r\n250 XCLIENT ADDR\r\n", "XCLIENT": b"220 peer\r\n"})
+
+    async def scene() -> None:
+        rig = Rig(peer.port, timeouts=PATIENT, send_client_address=before)
+        relay = rig.relay()
+        assert (await relay.rcpt("u@here.test", ())).is_positive
+        rig.backends.configure(BackendSettings(hosts=rig.settings.hosts, timeouts=PATIENT))
+        assert (await relay.data()).code == 354
+        assert (await relay.finish()).is_positive
+        await play_all(rig, 2)
+        await rig.settle()
+
+    run(scene())
+    first, second = map(verbs, peer.conversations)
+    assert first.endswith("MAIL RCPT DATA QUIT")
+    assert second == "EHLO MAIL RCPT DATA MAIL RCPT DATA QUIT"
+
+
 def test_a_bad_reload_changes_nothing(scripted: Scripted, tmp_path: FilePath) -> None:
     peer = scripted()
 

@@ -66,6 +66,7 @@ class Host:
         self._learn = learn
         self._look = look
         self._idle: deque[Connection] = deque()  # the one used last is at the right end
+        self._current: set[Connection] = set()  # those in use that were opened under the settings of now
         self._in_use = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -76,6 +77,8 @@ class Host:
     def configure(self, settings: BackendSettings, opener: Opener) -> None:
         """Take settings; what was opened under others is not kept."""
         self.retire()
+        # Under other ones they may be in clear, or speak for their first client only.
+        self._current.clear()
         self._settings = settings
         self._opener = opener
         self._is_retired = False
@@ -98,30 +101,31 @@ class Host:
         `patience` is how long to wait for a free one, in seconds; `fresh`: not one that was kept.
         """
         await self._wait_for_turn(patience)
+        opener = self._opener
         try:
             kept = None if fresh else self._pop()
             if kept is not None:
                 try:
-                    await self._opener.introduce(kept, introduction)
+                    await opener.introduce(kept, introduction)
                 except BackendError:
                     kept.abort()  # it had died: a fresh one is better
                 except BaseException:
                     kept.abort()
                     raise
                 else:
-                    return kept
+                    return self._lend(kept, opener)
             # Where one that was kept is not good enough, it makes room for the one to come.
             self._dismiss(self._in_use + len(self._idle) - self._settings.max_connections)
-            connection = await self._open(introduction, self._opener)
+            connection = await self._open(introduction, opener)
             try:
-                await self._opener.introduce(connection, introduction)
+                await opener.introduce(connection, introduction)
             except BaseException:
                 connection.abort()
                 raise
         except BaseException:
             self._end_turn()
             raise
-        return connection
+        return self._lend(connection, opener)
 
     def give(self, connection: Connection, *, reusable: bool) -> None:
         """Take a connection back, which serves no transaction any more; `reusable`: the caller is sure of its state."""
@@ -136,6 +140,7 @@ class Host:
             self._end_turn()
         else:
             self._tasks.spawn(self._leave(connection))
+        self._current.discard(connection)
 
     def keeps(self, connection: Connection) -> bool:
         """Tell whether a connection can be kept."""
@@ -143,13 +148,19 @@ class Host:
         # Postfix takes no further XCLIENT where the client that it now sees may not use it, and then offers none.
         takes_another_client = not connection.xclient or bool(connection.capabilities.xclient)
         return (
-            not connection.spoiled
+            connection in self._current
+            and not connection.spoiled
             and not connection.has_spoken()
             and connection.transactions < MAX_TRANSACTIONS
             and len(self._idle) < self._settings.idle_connections
             and (forward == "none" or (forward == "xclient" and takes_another_client))
             and not self._is_retired
         )
+
+    def _lend(self, connection: Connection, opener: Opener) -> Connection:
+        if opener is self._opener:  # else the settings have changed meanwhile
+            self._current.add(connection)
+        return connection
 
     async def probe(self) -> None:
         """Ask for its capabilities. BackendError: it did not answer as it should."""
