@@ -457,6 +457,26 @@ def test_a_client_that_leaves(scripted: Scripted, moment: str) -> None:
     assert [line["outcome"] for line in log] == (["client-gone"] if moment in ("body", ".") else [])
 
 
+def test_an_end_of_the_program_after_the_dot_is_an_unknown_outcome(scripted: Scripted) -> None:
+    """A stop does not wait for ever, and the message may be the backend's."""
+    peer = scripted({".": SILENCE})
+
+    async def scene() -> list[dict[str, Any]]:
+        bench = Bench(peer.port)
+        await bench.begin()
+        bench.relay.write(b"Subject: x\r\n")
+        waiting = asyncio.ensure_future(bench.relay.finish())
+        await until(lambda: peer.messages)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert waiting.cancelled()
+        await bench.rig.settle()
+        return bench.rig.lines()
+
+    (line,) = asyncio.run(scene())
+    assert (line["outcome"], line["stage"], line["code"]) == ("unknown", "end-of-data", None)
+
+
 def test_a_cancelled_question_leaves_no_reply_behind(scripted: Scripted) -> None:
     """The next transaction must not take the reply to this one's RCPT for one of its own."""
     asked = threading.Event()

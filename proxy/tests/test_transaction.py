@@ -413,6 +413,19 @@ def test_after_a_failure_of_ours_the_backend_counts_as_lost(stage: Stage) -> Non
     stage.run(dialogue)
 
 
+def test_what_the_backend_took_is_taken_whatever_fails_here(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_ignored: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(stage.gate, "delivered", fail)
+
+    async def dialogue() -> None:
+        assert await stage.deliver("abuse@here.test") == str(TAKEN)
+
+    stage.run(dialogue)
+    assert "a delivery could not be noted" in stage.log.getvalue()
+
+
 @pytest.mark.parametrize("when", ["before", "after", "commit"])
 def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
     async def dialogue() -> None:
@@ -430,6 +443,7 @@ def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
                 stage.behind.final = RuntimeError("a fault of ours")
                 with pytest.raises(RuntimeError):
                     await transaction.commit()
+                assert stage.behind.relays[-1].ends == ["finish", "close"], "its connection is given back"
         assert stage.services.callouts == 0
         transaction.abandon("client-gone")
         assert stage.services.callouts == 0, "only once"

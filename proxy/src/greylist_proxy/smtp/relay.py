@@ -138,6 +138,9 @@ class Relay:
             answer = await connection.reply(timeouts.end_of_data)
         except BackendError as error:
             return self._fail("end-of-data", error, outcome="unknown")
+        except BaseException as error:  # the program ends
+            self._fail("end-of-data", BackendError(GONE, f"given up: {error!r}"), outcome="unknown")
+            raise
         self._is_waiting = False
         self._in_body = False
         reply = for_client(answer)

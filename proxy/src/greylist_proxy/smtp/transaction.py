@@ -300,12 +300,22 @@ class Transaction:
             if self._relay is None or self._has_failed:
                 return NOT_NOW
             reply = await self._relay.finish()
-            if reply.is_positive:
-                self._services.harvesters.forgive(self._visitor.client)
-                await self._services.gate.delivered(self._origin, self._decisions)
+        except BaseException:
+            self.fail()  # or its connection would never be given back
+            raise
         finally:
             self._give_slot()
+        if reply.is_positive:
+            await self._note_delivery()
         return reply
+
+    async def _note_delivery(self) -> None:
+        # The message is the backend's now: no trouble of ours may make it look refused, or it comes again.
+        try:
+            self._services.harvesters.forgive(self._visitor.client)
+            await self._services.gate.delivered(self._origin, self._decisions)
+        except Exception as error:
+            self._services.log.exception("a delivery could not be noted", error, id=self._ident)
 
     def fail(self) -> None:
         """Go on as with a backend that was lost: something unexpected happened, nothing here is sure any more."""
