@@ -73,6 +73,16 @@ def test_no_argument_takes_long(argument: bytes) -> None:
     assert time.process_time() - start < 0.1
 
 
+@pytest.mark.parametrize("character", ["a", "+41", "ä"])
+def test_no_orcpt_takes_long(character: str) -> None:
+    _ignored, parameters = split(f"TO:<u@here.test> ORCPT=utf-8;{character * 160}+".encode(), b"TO:")
+    start = time.process_time()
+    reply = check_rcpt_parameters(parameters, ALL, smtputf8=True)
+    assert time.process_time() - start < 0.1
+    assert reply is not None
+    assert reply.code == 501
+
+
 # Parameters, and the code that they earn; None where they are fine.
 MAIL: dict[str, int | None] = {
     "SIZE=0": None,
