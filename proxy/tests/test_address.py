@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 
 import pytest
@@ -104,12 +105,29 @@ def test_senders_that_are_refused(address: str) -> None:
         "user\uff05other.test@here.test",
         "other.test\uff01user@here.test",
         "user\ufe6bother.test@here.test",
+        "IMCEASMTP-user+40other+2Etest@here.test",  # what Exchange unpacks
+        '"imcea\\SMTP-user+40other+2Etest"@here.test',
+        "\uff29MCEASMTP-user+40other+2Etest@here.test",
     ],
 )
 def test_routing_is_refused(address: str) -> None:
     with pytest.raises(AddressError) as caught:
         parse_recipient(address)
     assert (caught.value.routing, str(caught.value.reply)[:9]) == (True, "550 5.1.3")
+
+
+def test_an_address_of_exchange_that_goes_nowhere_else() -> None:
+    assert parse_recipient("IMCEAEX-_o=Org_cn=ann@here.test").domain == "here.test"
+    assert parse_recipient("not-imceasmtp-u@here.test").domain == "here.test"
+
+
+def test_no_recipient_takes_long() -> None:
+    address = "a" + "\u0315\u0316" * 500 + "@here.test"  # marks that NFKC has to sort
+    start = time.process_time()
+    for _n in range(200):
+        with pytest.raises(AddressError):
+            parse_recipient(address)
+    assert time.process_time() - start < 0.1
 
 
 @settings(deadline=None)
