@@ -132,6 +132,28 @@ def test_reading_goes_on_when_the_last_reason_is_gone(stage: Stage) -> None:
     run(dialogue())
 
 
+def test_what_waits_for_the_backend_is_not_looked_at_when_its_message_is_given_up(stage: Stage) -> None:
+    """Giving a message up lets the client go on, but there is nothing left for it to go on with."""
+    stage.settings = dataclasses.replace(stage.settings, session_timeout=0.2)
+
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        session.data_received(WHOLE)
+        await until(lambda: b"354 " in transport.writes[-1])
+        (transaction,) = stage.transactions
+        transaction.abandon = lambda *_ignored: session.resume()  # type: ignore[method-assign]
+        session.data_received(MESSAGE)
+        session.pause()
+        session.data_received(b".\r\nMAIL FROM:<b@c.test>\r\n")
+        await until(lambda: transport.closed)
+        assert transport.writes[-1].startswith(b"421 4.4.2 ")
+        session.connection_lost(None)
+
+    run(dialogue())
+    assert stage.events("error") == []
+    assert len(stage.transactions) == 1
+
+
 def test_a_flood_of_events_lets_others_have_their_turn(stage: Stage) -> None:
     stage.limits = dataclasses.replace(stage.limits, max_idle_commands=100_000)
 
@@ -227,6 +249,63 @@ def test_a_transaction_that_cant_be_made(stage: Stage, monkeypatch: pytest.Monke
         await talk.begin(ENVELOPE[0])
         assert (await talk.ask(ENVELOPE[1])).startswith(b"451 4.3.0 ")
         assert (await talk.ask(ENVELOPE[2])).startswith(b"503 ")
+
+    run(dialogue())
+
+
+def broken(*_ignored: object) -> None:
+    raise RuntimeError("the secret")
+
+
+def test_an_exception_where_a_reply_is_to_be_given(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the reply any more, so who gives it must not lose the session."""
+    stage.tarpit.seconds = 1
+    monkeypatch.setattr(stage.tarpit, "hold", broken)
+
+    async def dialogue() -> None:
+        gate = stage.answers["rcpt"] = Gate(PERMANENT)
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE[:2])
+        talk.send(ENVELOPE[2] + b"\r\nNOOP\r\n")
+        await gate.asked.wait()
+        gate.open.set()
+        assert (await talk.reply()).startswith(b"451 4.3.0 ")
+        assert (await talk.reply()).startswith(b"250 ")
+
+    run(dialogue())
+
+
+def test_an_exception_while_a_reply_is_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply that is on its way must not become that of another command."""
+
+    async def dialogue() -> None:
+        gate = stage.answers["rcpt"] = Gate()
+        session, transport = made(stage)
+        session.data_received(WHOLE)
+        await gate.asked.wait()
+        monkeypatch.setattr(transport, "pause_reading", broken)
+        session.data_received(b"x" * 70_000)
+        assert transport.writes[-1].startswith(b"421 4.3.0 ")
+        assert transport.closed
+        await until(lambda: not stage.tasks)
+        assert stage.transactions[0].outcomes == ["failed", "client-gone"]
+        assert transport.writes[-1].startswith(b"421 4.3.0 ")
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
+def test_a_session_that_cant_be_ended_does_not_keep_the_others(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.settings = dataclasses.replace(stage.settings, session_timeout=0.05)
+
+    async def dialogue() -> None:
+        sessions = [made(stage) for _n in range(4)]
+        for _ignored, transport in sessions[1:]:
+            monkeypatch.setattr(transport, "write", broken)
+        await until(lambda: all(transport.closed for _ignored, transport in sessions))
+        assert sessions[0][1].writes[-1].startswith(b"421 4.4.2 ")
+        for session, _ignored in sessions:
+            session.connection_lost(None)
 
     run(dialogue())
 

@@ -203,7 +203,10 @@ class Conversation(Edge):
         transaction = self._transaction
         if transaction is not None and (transaction.slow or transaction.is_trapped):
             self._slow = True
-        then(task.result())
+        try:
+            then(task.result())
+        except Exception as error:  # noqa: BLE001 - nobody else would look after the session now
+            self._failed(error)
         self._go_on()
 
     # -- replies --
@@ -256,7 +259,8 @@ class Conversation(Edge):
             if self._pace is not None:
                 self._pace.resume(self._now())
             self._release(BACKEND)
-            self._go_on()
+            if self._transaction is not None:  # else it is being given up, and who does that goes on, or does not
+                self._go_on()
 
     # -- the end --
 
@@ -274,6 +278,12 @@ class Conversation(Edge):
 
     def overdue(self, now: float) -> None:
         """End the session: the client, or all of it, took too long."""
+        try:
+            self._give_up()
+        except Exception as error:  # noqa: BLE001 - the other sessions that are overdue have their turn, too
+            self._failed(error)
+
+    def _give_up(self) -> None:
         if self._committing and not self._closing:
             return  # for now: see the next sweep
         if self._closing or self._pause & (CLIENT | UPGRADE):
@@ -315,7 +325,7 @@ class Conversation(Edge):
     def _failed(self, error: Exception) -> None:
         try:
             self._log_failure(error)
-            if self._core.owes and not self._wait:
+            if self._core.owes and not (self._wait or self._task):
                 self._core.reply(INTERNAL)
                 self._flush()
             else:
