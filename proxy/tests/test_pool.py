@@ -156,7 +156,11 @@ def test_one_that_speaks_or_leaves_while_idle(scripted: Scripted, words: bytes |
         yield words
 
     replies = iter((ending, lambda: b"250 taken, too\r\n"))
-    peer = scripted({".": lambda: next(replies)()})
+
+    def say() -> Any:
+        return next(replies)()
+
+    peer = scripted({".": say})
 
     async def scene() -> Played:
         rig = Rig(peer.port, timeouts=PATIENT)

@@ -10,7 +10,7 @@ import email.utils
 import re
 from email.message import EmailMessage
 from email.parser import BytesParser
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from greylist_proxy.client import identify
@@ -131,8 +131,7 @@ def test_nothing_said_can_break_the_field(helo: str, name: str, tls: str, smtput
     assert all(re.fullmatch(rb"(Received:| )[\x20-\x7e]*", line) for line in raw.split(b"\r\n")[:-1])
     assert raw.count(b"(") == raw.count(b")")
     assert raw.count(b";") == 1
-    message = cast(
-        "EmailMessage", BytesParser(policy=email.policy.default).parsebytes(raw + b"Subject: x\r\n\r\nx\r\n")
-    )
+    message = BytesParser(policy=email.policy.default).parsebytes(raw + b"Subject: x\r\n\r\nx\r\n")
+    assert isinstance(message, EmailMessage)
     assert message.keys() == ["Received", "Subject"]
     assert email.utils.parsedate_to_datetime(message["Received"].rpartition(";")[2]) == NOW

@@ -70,7 +70,9 @@ def members(fields: Mapping[str, object]) -> str:
 def _value(value: object) -> str:
     if isinstance(value, str):
         return encode_basestring_ascii(value)
-    return repr(value) if type(value) is int else _encode(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    return _encode(value)
 
 
 class Lines(Protocol):

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """SMTP on both sides: the clients in front, the mail server behind, one transaction from one to the other.
 
-    in front        edge, conversation, server: a session; listener, limits, timers, tarpit, tls, proxy_header, settings
-    the language    protocol, and its parts: events, answers, parameters, address, body, foreign, replies. No I/O
-    in between      transaction: recipients, verification, trace
-    behind          relay, pool, host, opening, backend; breaker, capabilities, forwarding, envelope without I/O
+In front stand edge, conversation and server, which are a session, with listener, limits, timers, tarpit, tls,
+proxy_header and settings. The language is protocol, with its parts events, answers, parameters, address, body, foreign
+and replies, all without I/O. In between is transaction, with recipients, verification and trace. Behind are relay,
+pool, host, opening and backend, with breaker, capabilities, forwarding and envelope, which have no I/O.
 """

@@ -162,9 +162,9 @@ def _read(answer: Any) -> Capabilities | None:
         return None
     size, xclient = answer["size"], answer["xclient"]
     flags = {key: value for key, value in answer.items() if key not in ("size", "xclient")}
-    if not (size is None or (type(size) is int and 0 <= size < 10**20)):
+    if not (size is None or (isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 10**20)):
         return None
-    if not all(type(flag) is bool for flag in flags.values()):
+    if not all(isinstance(flag, bool) for flag in flags.values()):
         return None
     if not (isinstance(xclient, list) and all(isinstance(word, str) for word in xclient)):
         return None

@@ -138,7 +138,10 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The core is closed: the last reply is in the output. `why`: "quit", "errors", "idle", "pipelining" or "bare line feed"."""
+    """The core is closed: the last reply is in the output.
+
+    `why`: "quit", "errors", "idle", "pipelining" or "bare line feed".
+    """
 
     why: str
 
