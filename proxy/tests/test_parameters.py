@@ -57,6 +57,7 @@ def test_arguments(argument: str, path: str, parameters: list[tuple[str, str]]) 
         b"FROM:<a@far.test> X=1\x0bY=2",
         b"FROM:<a@far.test> X=1\x1cY=2",
         b"FROM:<a@far.test> X=1\xc2\x85Y=2 Z=",
+        b"FROM:<a@far.test>" + b" X" * 11,
     ],
 )
 def test_arguments_that_are_refused(argument: bytes) -> None:
@@ -99,6 +100,7 @@ MAIL: dict[str, int | None] = {
     "body=8bitmime": None,
     "BODY=BINARYMIME": 501,
     "BODY": 501,
+    "BODY=8B\u0131TMIME": 501,  # in upper case, an I
     "SMTPUTF8": None,
     "SMTPUTF8=1": 501,
     "RET=FULL": None,
@@ -170,3 +172,10 @@ def test_an_orcpt_that_is_not_ascii_needs_smtputf8(text: str, fine: bool) -> Non
     _ignored, parameters = split(f"TO:<u@here.test> ORCPT={text}".encode(), b"TO:")
     assert (check_rcpt_parameters(parameters, ALL, smtputf8=True) is None) is fine
     assert check_rcpt_parameters(parameters, ALL, smtputf8=False) is not None
+
+
+def test_words_are_ascii() -> None:
+    _ignored, parameters = split("TO:<u@here.test> NOTIFY=\u017fuccess".encode(), b"TO:")
+    reply = check_rcpt_parameters(parameters, ALL, smtputf8=True)
+    assert reply is not None
+    assert reply.code == 501

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from greylist_proxy.smtp.replies import Reply, own_reply
@@ -91,6 +92,11 @@ def a_labels(domain: str) -> str:
     # Longer ones are none, and take Python's codec quadratic time.
     if len(domain) > MAX_DOMAIN or AMBIGUOUS & set(domain.lower()):
         return ""
+    return _encoded(domain)
+
+
+@lru_cache(maxsize=256)  # the codec takes up to a millisecond, and a recipient's domain is asked for several times
+def _encoded(domain: str) -> str:
     try:
         return domain.encode("idna").decode().lower()
     except UnicodeError:

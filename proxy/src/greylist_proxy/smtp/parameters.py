@@ -18,6 +18,7 @@ from greylist_proxy.smtp.address import AddressError
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.replies import NO_PARAMETER, TOO_BIG, Reply, own_reply
 
+MAX_PARAMETERS = 10  # in a command; there are five that we know
 MAX_ENVID = 100  # RFC 3461 section 4.4
 MAX_ORCPT = 500  # section 4.2
 # The path, and what is left for parameters. A quoted local part may hold ">" and white space.
@@ -35,6 +36,7 @@ ORCPT_UTF8 = re.compile(rf"[Uu][Tt][Ff]-8;(?:{XCHAR}|[^\x00-\x9f\s])+")
 NON_ASCII = own_reply(553, "5.6.7", "Non-ASCII addresses need SMTPUTF8")
 NOT_UTF8 = own_reply(501, "5.5.2", "Not UTF-8")
 MALFORMED = own_reply(501, "5.5.4", "Malformed parameter")
+TOO_MANY = own_reply(501, "5.5.4", "Too many parameters")
 TWICE = own_reply(501, "5.5.4", "Parameter given twice")
 
 
@@ -60,7 +62,10 @@ def split(argument: bytes, keyword: bytes) -> tuple[str, tuple[Parameter, ...]]:
         if not rest:
             return path.decode(), ()
         # Not str.split: to Unicode many more characters are blanks.
-        return path.decode(), tuple(_parameter(raw.decode()) for raw in BLANKS.split(rest.rstrip(b" \t")))
+        parameters = BLANKS.split(rest.rstrip(b" \t"), MAX_PARAMETERS)
+        if len(parameters) > MAX_PARAMETERS:
+            raise AddressError(TOO_MANY)
+        return path.decode(), tuple(_parameter(raw.decode()) for raw in parameters)
     except UnicodeDecodeError:
         raise AddressError(NOT_UTF8) from None
 
@@ -101,7 +106,14 @@ def _size(value: str) -> bool:
     return value.isascii() and value.isdecimal() and len(value) <= 20  # RFC 1870 section 4
 
 
+def _is_one_of(*words: str) -> Callable[[str], bool]:
+    # Not every character whose upper case is in ASCII is itself.
+    return lambda value: value.isascii() and value.upper() in words
+
+
 def _notify(value: str) -> bool:
+    if not value.isascii():
+        return False
     words = value.upper().split(",")
     return words == ["NEVER"] or (set(words) <= {"SUCCESS", "FAILURE", "DELAY"} and len(set(words)) == len(words))
 
@@ -114,9 +126,9 @@ def _orcpt(value: str) -> bool:
 Rules = dict[str, tuple[Callable[[Capabilities], bool], Callable[[str], bool]]]
 MAIL: Rules = {
     "SIZE": (lambda offered: offered.size is not None, _size),
-    "BODY": (lambda offered: offered.eightbitmime, lambda value: value.upper() in ("7BIT", "8BITMIME")),
+    "BODY": (lambda offered: offered.eightbitmime, _is_one_of("7BIT", "8BITMIME")),
     "SMTPUTF8": (lambda offered: offered.smtputf8, lambda value: not value),
-    "RET": (lambda offered: offered.dsn, lambda value: value.upper() in ("FULL", "HDRS")),
+    "RET": (lambda offered: offered.dsn, _is_one_of("FULL", "HDRS")),
     "ENVID": (lambda offered: offered.dsn, lambda value: len(value) <= MAX_ENVID and bool(ENVID.fullmatch(value))),
 }
 RCPT: Rules = {
