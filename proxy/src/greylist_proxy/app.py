@@ -9,6 +9,7 @@ under way are finished, for at most STOP_PATIENCE seconds. SIGHUP: the configura
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import signal
@@ -26,7 +27,7 @@ from greylist_proxy.config_values import Endpoint
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log, LogHandler
 from greylist_proxy.log_writer import LineWriter, Sparing
-from greylist_proxy.reload import Reloader
+from greylist_proxy.reload import Reloader, for_now
 from greylist_proxy.services import services_of
 from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.listener import Descriptors, make_sockets, serve_on, systemd_sockets
@@ -76,10 +77,18 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     for sentence in warnings:
         log.event("warning", message=sentence)
 
+    current = config
+
+    def follow() -> None:
+        # For workers that take a dead one's place later. What is wrong with it, those that run will say.
+        nonlocal current
+        with contextlib.suppress(ConfigError, ListError, OSError):
+            current = for_now(config, reread())
+
     def work(parent: Parent) -> int:
         connections.use(parent.number)
         try:
-            _serve_in_a_loop(config, reread, Place(lambda: sockets, connections, workers, parent), [])
+            _serve_in_a_loop(current, reread, Place(lambda: sockets, connections, workers, parent), [])
         except ConfigError as error:
             for line in error.lines:
                 complain(line)
@@ -89,7 +98,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     def ready() -> None:
         log.event("listening", addresses=_addresses(sockets))
 
-    return Supervisor(workers, work, sockets, log, on_ready=ready, on_death=connections.clear).run()
+    return Supervisor(workers, work, sockets, log, on_ready=ready, on_death=connections.clear, on_reload=follow).run()
 
 
 def _serve_in_a_loop(config: Config, reread: Callable[[], Config], place: Place, warnings: list[str]) -> None:

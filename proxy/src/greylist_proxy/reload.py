@@ -19,6 +19,18 @@ from greylist_proxy.store import Store
 AFTER_RESTART = ("smtp.listen", "smtp.hostname", "smtp.workers", "smtp.receive_buffer", "store", "dns")
 
 
+def for_now(started: Config, reread: Config) -> Config:
+    """Return the configuration that was read again, with what counts only after a restart as it was at the start."""
+    result = reread
+    for name in AFTER_RESTART:
+        section, _ignored, key = name.partition(".")
+        value = getattr(started, section)
+        if key:
+            value = getattr(result, section).model_copy(update={key: getattr(value, key)})
+        result = result.model_copy(update={section: value})
+    return result
+
+
 class Reloader:
     """Takes a changed configuration over while the program runs, in one of `workers` processes."""
 

@@ -78,7 +78,8 @@ class _Worker:
 class Supervisor:
     """The parent. `work` is run in each worker, and returns when that is to end.
 
-    `on_ready` is called when all are ready for the first time, `on_death` with the number of each that has died.
+    `on_ready` is called when all are ready for the first time, `on_death` with the number of each that has died,
+    `on_reload` when they are to read the configuration again.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Supervisor:
         *,
         on_ready: Callable[[], None],
         on_death: Callable[[int], None],
+        on_reload: Callable[[], None],
     ) -> None:
         self._workers = [_Worker(number) for number in range(count)]
         self._work = work
@@ -97,6 +99,7 @@ class Supervisor:
         self._log = log
         self._on_ready = on_ready
         self._on_death = on_death
+        self._on_reload = on_reload
         self._awaited = {worker.number for worker in self._workers}  # who has not said that it is ready
         self._was_ready = False
         self._stopping_since: float | None = None
@@ -222,6 +225,7 @@ class Supervisor:
         if signal.SIGHUP in numbers and self._was_ready and self._stopping_since is None:
             notify("RELOADING=1")
             self._awaited.update(worker.number for worker in self._running())
+            self._on_reload()
             self._pass_on(signal.SIGHUP)
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
             self._stop(signal.SIGTERM)
