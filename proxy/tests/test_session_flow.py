@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 from aiosmtpd.smtp import SMTP
+from greylist_proxy.smtp.conversation import TURN
 from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.server import Session
 from greylist_proxy.smtp.transaction import Transaction
@@ -171,6 +173,45 @@ def test_a_flood_of_events_lets_others_have_their_turn(stage: Stage) -> None:
         assert (await flood.reply()).startswith(b"250-")
         flood.reset()
         await until(lambda: len(stage.watch) == 1)
+
+    run(dialogue())
+
+
+def test_a_flood_has_one_turn_at_a_time_and_is_not_read_meanwhile(stage: Stage) -> None:
+    stage.limits = dataclasses.replace(stage.limits, max_idle_commands=100_000)
+
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        for _n in range(5):
+            session.data_received(b"EHLO x\r\n" * 10_000)
+        assert b"".join(transport.writes).count(b"250-mx.test") == TURN
+        assert not transport.reading
+        await asyncio.sleep(0)
+        assert b"".join(transport.writes).count(b"250-mx.test") <= 2 * TURN
+        await until(lambda: transport.reading)
+        await until(lambda: b"".join(transport.writes).count(b"250-mx.test") == 50_000)
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
+def test_events_that_take_long_let_others_have_their_turn(stage: Stage) -> None:
+    asked = 0
+
+    def answer() -> Reply:
+        nonlocal asked
+        asked += 1
+        time.sleep(0.003)
+        return ACCEPTED
+
+    stage.answers["rcpt"] = answer
+
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        session.data_received(b"\r\n".join((*ENVELOPE[:2], *[ENVELOPE[2]] * 20)) + b"\r\n")
+        assert asked <= 1  # none so far where tasks don't begin at once (Python 3.11)
+        await until(lambda: b"".join(transport.writes).count(ACCEPTED.wire()) == 20)
+        session.connection_lost(None)
 
     run(dialogue())
 

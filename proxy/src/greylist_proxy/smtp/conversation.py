@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from greylist_proxy.policy import Mode
@@ -24,7 +25,8 @@ from greylist_proxy.smtp.timers import Pace, Watch
 from greylist_proxy.smtp.transaction import Services, Transaction
 
 TURN = 100  # events of one session before the others have their turn
-MOST_BUFFERED = 1 << 16  # octets that a client may send while a reply is owed; then we stop reading
+TURN_TIME = 0.002  # seconds, likewise: an internationalised address takes a thousand times as long as a NOOP
+MOST_BUFFERED = 1 << 16  # octets that a client may send while a reply or a turn is due; then we stop reading
 
 INTERNAL = own_reply(451, "4.3.0", "Internal error, try again later")
 INTERNAL_END = own_reply(421, "4.3.0", "Internal error, try again later")
@@ -95,9 +97,10 @@ class Conversation(Edge):
             return
         if self._pace is not None:
             self._pace.take(len(data))
-        if self._core.buffered > MOST_BUFFERED and (self._core.owes or self._pause):
+        if self._core.buffered > MOST_BUFFERED and (self._core.owes or self._pause or self._scheduled):
             self._hold_back(OWED)
-        self._go_on()
+        if not self._scheduled:  # else who sends most would have most turns
+            self._go_on()
 
     def _talked_early(self) -> None:
         if not self._early:
@@ -111,7 +114,6 @@ class Conversation(Edge):
         if self._pumping or self._closing:
             return
         self._pumping = True
-        self._scheduled = False
         happened = False
         try:
             happened = self._turn()
@@ -123,9 +125,14 @@ class Conversation(Edge):
             happened = self._flush() or happened
             self._settle(happened)
 
+    def _next_turn(self) -> None:
+        self._scheduled = False
+        self._go_on()
+
     def _turn(self) -> bool:
         core = self._core
         events = 0
+        end = monotonic() + TURN_TIME  # the loop's clock stands still meanwhile
         while not (self._pause & ~OWED or self._task or self._closing):
             core.hold_refusals = self._slow or self._services.tarpit.seconds > 0
             event = core.next_event()
@@ -133,12 +140,13 @@ class Conversation(Edge):
                 break
             self._meant(event)
             events += 1
-            if events >= TURN:
+            if events >= TURN or monotonic() > end:
                 # Who sends many commands at once must not keep the others waiting.
-                self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._go_on)
+                if not self._scheduled:
+                    self._scheduled = True
+                    asyncio.get_running_loop().call_soon(self._next_turn)
                 break
-        if not core.owes:
+        if not core.owes and core.buffered <= MOST_BUFFERED:
             self._release(OWED)
         return events > 0
 
