@@ -158,7 +158,7 @@ def test_a_worker_that_is_replaced_after_a_reload_has_the_configuration_of_the_o
     proxy.process.send_signal(signal.SIGHUP)
     proxy.wait_for("reload", WORKERS, state="done")
     # What is not reloaded, and what can't be, does not count.
-    for broken in ("", "delay = -1"):
+    for broken in ("", "delay = -1", "x = " + "[" * 50_000):
         proxy.config.write_text(text + broken)
         if broken:
             proxy.process.send_signal(signal.SIGHUP)

@@ -80,9 +80,10 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
     current = config
 
     def follow() -> None:
-        # For workers that take a dead one's place later. What is wrong with it, those that run will say.
+        # For workers that take a dead one's place later. What is wrong with it, those that run will say; and whatever
+        # that is, it must not end their parent.
         nonlocal current
-        with contextlib.suppress(ConfigError, ListError, OSError):
+        with contextlib.suppress(Exception):
             current = for_now(config, reread())
 
     def work(parent: Parent) -> int:

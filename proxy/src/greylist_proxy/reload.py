@@ -68,7 +68,8 @@ class Reloader:
                 for sentence in [*advice(config), *warnings]:
                     self._log.event("warning", message=sentence)
                 self._log.event("reload", state="done", after_restart=self._waiting(config))
-            notify("READY=1")
+            finally:  # systemd and our parent wait for it, whatever happened
+                notify("READY=1")
 
     async def _take_over(self) -> tuple[list[str], Config]:
         # Large lists take a while to read, and nobody has to wait for that.
