@@ -340,12 +340,12 @@ def test_a_session_that_cant_be_ended_does_not_keep_the_others(stage: Stage, mon
     stage.settings = dataclasses.replace(stage.settings, session_timeout=0.05)
 
     async def dialogue() -> None:
-        sessions = [made(stage) for _n in range(4)]
-        for _ignored, transport in sessions[1:]:
+        sessions, transports = zip(*(made(stage) for _n in range(4)), strict=True)
+        for transport in transports[1:]:
             monkeypatch.setattr(transport, "write", broken)
-        await until(lambda: all(transport.closed for _ignored, transport in sessions))
-        assert sessions[0][1].writes[-1].startswith(b"421 4.4.2 ")
-        for session, _ignored in sessions:
+        await until(lambda: all(transport.closed for transport in transports))
+        assert transports[0].writes[-1].startswith(b"421 4.4.2 ")
+        for session in sessions:
             session.connection_lost(None)
 
     run(dialogue())
