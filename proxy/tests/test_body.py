@@ -41,7 +41,7 @@ def model(stream: bytes, max_size: int, limits: Limits) -> Expected:
     read = [re.split(rb"[\r\n]", line.removeprefix(b".")) for line in lines]
     text = b"".join(line + b"\r\n" for parts in read for line in parts)
     found = Expected(text, stream[end + 3 :], sum(len(parts) - 1 for parts in read))
-    if text.startswith((b" ", b"\t")):
+    if text.startswith((b" ", b"\t", b"\x00")):
         found.faults.add(LEADING_BLANK)
     if found.normalised and limits.bare_line_ends == "refuse":
         found.faults.add(BARE_LINE_END)
@@ -86,6 +86,7 @@ def feed(body: Body, stream: bytes, cuts: list[int]) -> tuple[bytes, bytes]:
     TRICKY, st.lists(st.integers(0, 90), max_size=8), st.sampled_from([3, 1000]), st.sampled_from([NORMALISE, REFUSE])
 )
 @example(b" x", [], 1000, NORMALISE)
+@example(b"\x00 x", [1], 1000, NORMALISE)
 @example(b"\r\n. x", [2], 1000, NORMALISE)
 @example(b"x\r", [1, 2], 1000, NORMALISE)
 @example(b"\n.\r\n", [1], 1000, NORMALISE)

@@ -134,9 +134,11 @@ def test_store_addresses(tmp_path: Path, written: str, address: str) -> None:
     assert str(parse(tmp_path, f'{LEAST}[store]\nurl = "{written}"').store.url) == address
 
 
-def test_a_password_in_a_store_address_is_refused_and_not_shown(tmp_path: Path) -> None:
-    (line,) = errors(tmp_path, LEAST + '[store]\nurl = "valkey://user:geheim@x@host:6379/0"')
-    assert line == f'store.url = "valkey://***@host:6379/0": allowed is {URL}'
+@pytest.mark.parametrize("password", ["geheim", "geheim@x", "gehe/im", "gehe?im#", "gehe im", 'gehe\\"im', "://geheim"])
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_a_password_in_a_store_address_is_refused_and_not_shown(tmp_path: Path, password: str, slashes: str) -> None:
+    (line,) = errors(tmp_path, LEAST + f'[store]\nurl = "valkey:{slashes}user:{password}@host:6379/0"')
+    assert line == f'store.url = "valkey:{slashes}***@host:6379/0": allowed is {URL}'
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import json_line
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
-PASSWORD = re.compile(r"://[^/@]*(?:@[^/@]*)*@")  # what must not be shown of an address
+# What must not be shown of an address, in JSON: all up to the last @. A password may have any character, also a slash.
+PASSWORD = re.compile(r'(:/*+)(?:[^"\\]|\\.)*@')
 MAX_FILE_SIZE = 1 << 20  # no configuration is larger; /dev/zero is
 
 
@@ -175,5 +176,5 @@ def _written(data: Any, detail: ErrorDetails) -> object:
 
 def _json(value: object) -> str:
     # JSON in ASCII: one line, and nothing that a terminal obeys, whatever was in the file.
-    text = PASSWORD.sub("://***@", json_line(value))
+    text = PASSWORD.sub(r"\1***@", json_line(value))
     return text if len(text) <= 80 else f"{text[:77]}..."

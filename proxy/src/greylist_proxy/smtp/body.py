@@ -16,7 +16,8 @@ in behind the first (SMTP smuggling), so it is never passed on:
     a NUL beside the dot    refused, where the dot is the first character of its line but for NULs: a server
                             that drops NULs, or stops at them, sees a line of one dot. Other NULs are passed on.
 
-A message that begins with a blank is refused: its first line would continue our Received field.
+A message that begins with a blank is refused: its first line would continue our Received field. So is one that begins
+with a NUL, behind which a server that drops NULs may find the blank.
 All is done by searches and counts of whole pieces, at the speed of C; only a piece with a bare line end is rewritten.
 """
 
@@ -34,7 +35,7 @@ NUL_END = re.compile(rb"\r\n(?:\x00++\.|\.\x00)")
 HOP = b"\r\nreceived:"
 BARE_LINE_END = own_reply(554, "5.6.0", "Message contains a bare CR or LF, lines must end in CRLF")
 BARE_NUL = own_reply(554, "5.6.0", "Message contains a NUL beside a dot at the beginning of a line")
-LEADING_BLANK = own_reply(554, "5.6.0", "Message starts with a blank, it must start with a header field")
+LEADING_BLANK = own_reply(554, "5.6.0", "Message starts with a blank or a NUL, it must start with a header field")
 HEADER_TOO_BIG = own_reply(552, "5.3.4", "Message header is larger than this server takes")
 TOO_MANY_HOPS = own_reply(554, "5.4.6", "Too many hops, this message is in a loop")
 
@@ -128,7 +129,7 @@ class Body:
         if not self._started:
             self._started = True
             # A doubled dot hides the blank from us, not from the reader.
-            if piece.startswith((b" ", b"\t", b". ", b".\t")):
+            if piece.startswith((b" ", b"\t", b"\x00", b". ", b".\t")):
                 self.refusal = LEADING_BLANK
         if self._header is not None:
             self.refusal = self.refusal or self._header.look_at(piece)
