@@ -457,8 +457,9 @@ def test_a_client_that_leaves(scripted: Scripted, moment: str) -> None:
     assert [line["outcome"] for line in log] == (["client-gone"] if moment in ("body", ".") else [])
 
 
-def test_an_end_of_the_program_after_the_dot_is_an_unknown_outcome(scripted: Scripted) -> None:
-    """A stop does not wait for ever, and the message may be the backend's."""
+@pytest.mark.parametrize("end", ["cancel", "abandon"])
+def test_who_gives_up_after_the_dot_leaves_an_unknown_outcome(scripted: Scripted, end: str) -> None:
+    """A stop of the program does not wait for ever, and the message may be the backend's."""
     peer = scripted({".": SILENCE})
 
     async def scene() -> list[dict[str, Any]]:
@@ -467,9 +468,13 @@ def test_an_end_of_the_program_after_the_dot_is_an_unknown_outcome(scripted: Scr
         bench.relay.write(b"Subject: x\r\n")
         waiting = asyncio.ensure_future(bench.relay.finish())
         await until(lambda: peer.messages)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        assert waiting.cancelled()
+        if end == "cancel":
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert waiting.cancelled()
+        else:
+            bench.relay.abandon("client-gone")
+            assert (await waiting).is_temporary
         await bench.rig.settle()
         return bench.rig.lines()
 

@@ -134,6 +134,7 @@ class Relay:
                 raise _out_of_turn(await connection.reply(timeouts.quit))
         except BackendError as error:
             return self._fail("body", error)
+        self._in_body = False
         try:
             answer = await connection.reply(timeouts.end_of_data)
         except BackendError as error:
@@ -142,7 +143,6 @@ class Relay:
             self._fail("end-of-data", BackendError(GONE, f"given up: {error!r}"), outcome="unknown")
             raise
         self._is_waiting = False
-        self._in_body = False
         reply = for_client(answer)
         outcome = "accepted" if reply.is_positive else "refused" if reply is answer else "trouble"
         self._report("end-of-data", outcome, code=answer.code, error=None if reply.is_positive else str(answer))
@@ -236,11 +236,12 @@ class Relay:
 
     def _fail(self, stage: str, error: BackendError, outcome: str = "") -> Reply:
         connection, self._connection = self._connection, None
-        if connection is None:
+        if connection is not None:
+            self._failure = error.reply
+            self._backends.drop(connection)
+        elif not outcome:
             return self._failure or GONE  # closed meanwhile, and that has been told
-        self._failure = error.reply
         self._report(stage, outcome or error.outcome, error=str(error))
-        self._backends.drop(connection)
         return error.reply
 
     def _report(self, stage: str, outcome: str, code: int | None = None, error: str | None = None) -> None:
