@@ -24,7 +24,7 @@ from smtp_servers import Server, Unmeasurable
 CROWD = Crowd(networks=20_000, addresses=1)
 PATIENCE = 20.0  # seconds for a reply
 QUIET = 1.0  # seconds without any progress, after which a message is stuck
-MESSAGE = 8 << 20  # bytes that a client tries to send
+MESSAGE = 24 << 20  # bytes that a client tries to send
 PIECE = (b"x" * 76 + b"\r\n") * 512
 
 
@@ -112,6 +112,7 @@ def _held(server: Server, name: str, count: int, begin: Callable[[int], socket.s
 def _greeted(port: int, number: int) -> socket.socket:
     sock = socket.socket()
     sock.settimeout(PATIENCE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     sock.bind((CROWD.address(number), 0))
     sock.connect(("127.0.0.1", port))
     _expect(sock, b"220")

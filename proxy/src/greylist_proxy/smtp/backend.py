@@ -10,6 +10,7 @@ words taken for the answer to the next command, and a message be confirmed that 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,9 +31,11 @@ from greylist_proxy.smtp.replies import (
 )
 
 MAX_INPUT = MAX_REPLY_LINE * MAX_REPLY_LINES
-# What may wait here for a backend that reads slowly: with what the client's side holds, far below 256 KiB a message.
-HIGH_WATER = 64 << 10
-LOW_WATER = 16 << 10
+# What may wait here for a backend that reads slowly, and one piece from the client's side: far below 256 KiB a message.
+HIGH_WATER = 16 << 10
+LOW_WATER = 0
+# And in the system's buffer (which takes twice as much, half of it for its own use): left alone it grows to 4 MiB.
+SEND_BUFFER = 64 << 10
 PATIENCE = 2  # how often a reply that comes in pieces may use up the time it has
 
 UNREACHABLE = own_reply(451, "4.4.1", "The mail server does not answer, try again later")
@@ -126,6 +129,9 @@ class Connection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
     def data_received(self, data: bytes) -> None:
         """Keep what came, up to the largest reply."""
