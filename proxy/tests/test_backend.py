@@ -9,6 +9,7 @@ import dataclasses
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,6 +17,9 @@ from typing import Any
 
 import pytest
 import uvloop
+from greylist_proxy.config_values import Endpoint
+from greylist_proxy.smtp.backend import Connection
+from greylist_proxy.smtp.replies import MAX_REPLY_LINES
 
 from .peers import CLOSE, DEADLINE, SILENCE, ScriptedPeer, until, wait_until
 from .postfix_server import PostfixServer
@@ -314,3 +318,20 @@ def test_postfix_knows_the_client_by_proxy(start_postfix: Callable[..., PostfixS
     assert [each.text[:4] for each in asyncio.run(scene())] == ["250 ", "250 "]
     wait_until(lambda: len(re.findall(r"cleanup.*message-id", postfix.log.read_text())) >= 2, "Postfix's log")
     assert re.findall(r": client=(\S+)", postfix.log.read_text()) == ["unknown[192.0.2.7]"] * 2
+
+
+def test_a_long_reply_octet_by_octet_takes_no_quadratic_time(run: Run) -> None:
+    async def scene() -> None:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        text = b"250-" + b"x" * 2000 + b"\r\n"
+        stream = text * (MAX_REPLY_LINES - 1) + b"250 end\r\n250 next\r\n"
+        start = time.process_time()
+        replies = []
+        for number in range(len(stream)):
+            connection.data_received(stream[number : number + 1])
+            if (reply := connection.take()) is not None:
+                replies.append(reply)
+        assert time.process_time() - start < 5  # it was more than a minute
+        assert [(len(reply.lines), reply.lines[-1]) for reply in replies] == [(MAX_REPLY_LINES, b"end"), (1, b"next")]
+
+    run(scene())

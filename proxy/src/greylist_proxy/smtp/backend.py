@@ -115,6 +115,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._input = bytearray()
+        self._looked = 0  # where in it the line begins that was not all there at the last look
         self._lost = ""
         self._waiter: asyncio.Future[None] | None = None
         self._paused = False
@@ -286,11 +287,14 @@ class Connection(asyncio.Protocol):
 
     def take(self) -> Reply | None:
         """Take a reply that is all there; None: there is none yet. BackendError: what came is none."""
+        if self._input.find(b"\n", self._looked) < 0 and len(self._input) - self._looked < MAX_REPLY_LINE:
+            return None  # a long reply that comes octet by octet is not read anew for each of them
         try:
             reply = take_reply(self._input)
         except ReplyError as error:
             self.spoiled = True
             raise BackendError(TROUBLE, str(error)) from error
+        self._looked = 0 if reply is not None else self._input.rfind(b"\n") + 1
         if reply is not None and (reply.code >= 500 or reply.code == 421):
             self.spoiled = True
         return reply
