@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -395,6 +395,26 @@ def test_what_all_hosts_offer_is_promised_and_kept(scripted: Scripted, tmp_path:
     assert rig.backends.offered == common
     assert one.verbs() == two.verbs() == ["EHLO", "QUIT"]
     assert Promises(tmp_path / "backends.json").common([f"127.0.0.1:{peer.port}" for peer in (one, two)]) == common
+
+
+def test_what_is_kept_is_what_was_learnt_last(
+    scripted: Scripted, tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the first writing takes."""
+    save, writings = Promises.save, iter([0.2])
+
+    def slow(self: Promises, hosts: Iterable[str]) -> None:
+        then = Promises(self._path)
+        then._answers = dict(self._answers)
+        time.sleep(next(writings, 0.0))
+        save(then, hosts)
+
+    monkeypatch.setattr(Promises, "save", slow)
+    one = scripted({"EHLO": b"250-a\r\n250 DSN\r\n"})
+    two = scripted({"EHLO": b"250-b\r\n250 8BITMIME\r\n"})
+    probed(one, two, path=tmp_path / "backends.json")
+    hosts = [f"127.0.0.1:{peer.port}" for peer in (one, two)]
+    assert [Promises(tmp_path / "backends.json").common([host]) is not None for host in hosts] == [True, True]
 
 
 def test_nothing_is_promised_where_nothing_is_known(scripted: Scripted) -> None:

@@ -62,6 +62,7 @@ class Backends:
         self._known: dict[Endpoint, Host] = {}  # also those of earlier settings, whose connections may be in use
         self._hosts: list[Host] = []
         self._is_saving = False
+        self._is_unsaved = False
         self._look = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None  # is called when `offered` may be another
         self.configure(settings)
@@ -243,16 +244,21 @@ class Backends:
     def _learn(self, endpoint: Endpoint, capabilities: Capabilities) -> None:
         if self._promises.learn(str(endpoint), capabilities):
             self.on_change()
+            self._is_unsaved = True
             if not self._is_saving:
                 self._is_saving = True
                 self._tasks.spawn(self._save())
 
     async def _save(self) -> None:
-        self._is_saving = False
+        # One after the other: what an earlier one knows must not replace what a later one has written.
         try:
-            await asyncio.to_thread(self._promises.save, [str(host.endpoint) for host in self._hosts])
+            while self._is_unsaved:
+                self._is_unsaved = False
+                await asyncio.to_thread(self._promises.save, [str(host.endpoint) for host in self._hosts])
         except OSError as error:
             self._log.event("warning", message=f"what the backends offer can't be kept for a restart: {error}")
+        finally:
+            self._is_saving = False
 
     def log_failure(self, ident: str | None, endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
         """Log that a host did not take a transaction; what somebody has to mend is an alarm."""
