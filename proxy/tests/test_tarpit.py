@@ -87,6 +87,21 @@ def test_a_reply_trickles(wire: bytes, seconds: float, count: int) -> None:
     run(drip())
 
 
+def test_where_many_wait_a_trickle_has_fewer_steps() -> None:
+    async def drip() -> None:
+        tarpit = Tarpit(60, 1, 10_000)
+        others = [tarpit.hold(60, 0, list) for _ignored in range(999)]
+        pieces: list[bytes] = []
+        assert tarpit.drip(b"x" * 100, 0, pieces.append, lambda: pieces.append(b"done"))
+        await until(lambda: pieces[-1:] == [b"done"])
+        assert pieces == [b"x", b"x" * 99, b"done"]  # a step takes half a second
+        for wait in others:
+            assert wait
+            wait.cancel()
+
+    run(drip())
+
+
 def test_a_cancelled_trickle_writes_no_more() -> None:
     async def drip() -> None:
         tarpit = Tarpit(0, 0.2, 10)

@@ -12,7 +12,8 @@ import asyncio
 from collections.abc import Callable
 
 MOST = 120.0  # seconds that a session may be made to wait, all its replies together
-LEAST_STEP = 0.05  # seconds between two octets of a trickle; a reply of 200 octets and 10 seconds has no faster ones
+LEAST_STEP = 0.05  # seconds between two octets of a trickle
+MOST_OCTETS = 2000  # a second, to all who wait: each is a packet
 
 
 class Wait:
@@ -33,8 +34,9 @@ class Wait:
         self._done = done
         self._wire = wire
         self._write = write
-        # One octet a step. A backend's reply may have thousands: what is left of it in the end goes out at once.
-        steps = max(1, min(len(wire), int(seconds / LEAST_STEP))) if write else 1
+        # One octet a step. Where many wait, or a backend's reply has thousands, what is left in the end goes out at once.
+        least = max(LEAST_STEP, tarpit.waiting / MOST_OCTETS)
+        steps = max(1, min(len(wire), int(seconds / least))) if write else 1
         self._step = seconds / steps
         self._handle = asyncio.get_running_loop().call_later(self._step, self._tick, steps - 1)
 
