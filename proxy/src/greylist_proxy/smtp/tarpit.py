@@ -34,7 +34,7 @@ class Wait:
         self._done = done
         self._wire = wire
         self._write = write
-        # One octet a step. Where many wait, or a backend's reply has thousands, what is left in the end goes out at once.
+        # One octet a step. Where many wait, or a backend's reply has thousands, the rest goes out at once in the end.
         least = max(LEAST_STEP, tarpit.waiting / MOST_OCTETS)
         steps = max(1, min(len(wire), int(seconds / least))) if write else 1
         self._step = seconds / steps
