@@ -23,7 +23,7 @@ KERBEROS_PACKAGES := krb5-kdc krb5-admin-server krb5-user libkrb5-dev gcc libc6-
 # The greylist's server store, and the greylisters whose state can be taken over.
 GREYLIST_PACKAGES := redis-server postgrey db5.3-util sqlgrey libdbd-sqlite3-perl
 # Mail servers and clients on both sides of the proxy.
-MAIL_PACKAGES := postfix swaks openssl
+MAIL_PACKAGES := postfix swaks openssl haproxy
 PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
 
 # Runs set-up; where it says that something is missing (3), notes that the part cannot run here.

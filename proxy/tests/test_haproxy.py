@@ -1,0 +1,100 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HAProxy in front: it says by the PROXY protocol who the client is, and asks by SMTP whether we are well."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .peers import DEADLINE, Proxy, Sink, Wire, free_port, wait_until
+
+pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
+
+CONFIGURATION = """
+global
+    stats socket {folder}/stats mode 600
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend mail
+    bind 127.0.0.1:{port}
+    default_backend proxies
+backend proxies
+    option smtpchk EHLO check.test
+    server one 127.0.0.1:{proxy_port} {header} check check-send-proxy inter 100ms
+"""
+
+
+class HaProxy:
+    """A real HAProxy before one proxy."""
+
+    def __init__(self, folder: Path, proxy_port: int, header: str) -> None:
+        self.port = free_port()
+        self._stats = folder / "stats"
+        configuration = folder / "haproxy.cfg"
+        configuration.write_text(
+            CONFIGURATION.format(folder=folder, port=self.port, proxy_port=proxy_port, header=header)
+        )
+        self.process = subprocess.Popen(["haproxy", "-db", "-f", str(configuration)], stderr=subprocess.DEVNULL)
+
+    def health(self) -> str:
+        """What its last check of the server found: L7OK, or what went wrong; "" before there was one."""
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(self._stats))
+                sock.sendall(b"show stat proxies -1 -1\n")
+                text = sock.makefile().read()
+        except OSError:
+            return ""
+        rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
+        return next((row["check_status"] for row in rows if row["svname"] == "one"), "")
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE)
+
+
+@pytest.fixture(params=["send-proxy", "send-proxy-v2"])
+def haproxy(
+    request: pytest.FixtureRequest, tmp_path: Path, start_proxy: Callable[..., Proxy], sink: Sink
+) -> Iterator[tuple[HaProxy, Proxy]]:
+    """HAProxy and the proxy behind it, for both versions of the header."""
+    proxy = start_proxy(sink.port, greylist={"delay": 0}, smtp={"proxy_protocol_from": ["127.0.0.1/32"]})
+    server = HaProxy(tmp_path, proxy.port, request.param)
+    try:
+        wait_until(lambda: server.health() == "L7OK", "HAProxy to find the proxy well")
+        yield server, proxy
+    finally:
+        server.close()
+
+
+def test_the_client_is_who_haproxy_says(haproxy: tuple[HaProxy, Proxy], sink: Sink) -> None:
+    server, proxy = haproxy
+    with Wire(server.port, source="127.9.8.7") as client:
+        client.hello()
+        assert client.ask(b"MAIL FROM:<a@far.test>").startswith(b"250 ")
+        assert client.ask(b"RCPT TO:<u@here.test>").startswith(b"250 ")
+        assert client.ask(b"DATA").startswith(b"354 ")
+        assert client.ask(b"Subject: x\r\n\r\nx\r\n.").startswith(b"250 ")
+    (decision,) = proxy.wait_for("decision")
+    assert decision["client"] == "127.9.8.7"
+    assert sink.mails[0].content.startswith(b"Received: from client.test ([127.9.8.7])")
+    assert proxy.stop() == 0
+    assert proxy.errors() == []
+
+
+def test_its_checks_leave_no_trace_and_bring_no_mail(haproxy: tuple[HaProxy, Proxy]) -> None:
+    server, proxy = haproxy
+    assert server.health() == "L7OK"
+    assert proxy.stop() == 0
+    assert {event["event"] for event in proxy.events} <= {"warning", "listening", "stopping", "stopped"}
