@@ -50,7 +50,7 @@ from greylist_proxy.smtp.limits import client_key
 ALWAYS = frozenset(
     {"decision", "relay", "trap", "listening", "reload", "worker", "store", "log", "suppressed", "stopping", "stopped"}
 )
-BATCHED = "decision"  # the one event that comes by the thousand, and that nobody waits to see
+BATCHED = frozenset({"decision", "relay"})  # they come by the thousand, and nobody waits to see one, but an alarm
 
 _encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
 
@@ -199,7 +199,7 @@ class Log:
         return f'{stamp[1]}{part:03}+00:00", "event": {encode_basestring_ascii(event)}{inside}{self._end}'
 
     def _write(self, event: str, fields: Mapping[str, Any]) -> None:
-        self._put(self.line(event, fields), urgent=event != BATCHED)
+        self._put(self.line(event, fields), urgent=event not in BATCHED or "level" in fields)
 
 
 class LogHandler(logging.Handler):
