@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import uvloop
 from greylist_proxy.config_values import Endpoint
-from greylist_proxy.smtp.backend import Connection
+from greylist_proxy.smtp.backend import BackendError, Connection
 from greylist_proxy.smtp.replies import MAX_REPLY_LINES
 
 from .peers import CLOSE, DEADLINE, SILENCE, ScriptedPeer, until, wait_until
@@ -216,6 +216,71 @@ def test_a_message_stuck_under_tls(run: Run, encrypted: Scripted) -> None:
     assert peer.messages == []
 
 
+class Reluctant(asyncio.Transport):
+    """A transport whose buffer shrinks by an octet each time that somebody looks at it, down to an end."""
+
+    def __init__(self, size: int, end: int, taken: Callable[[], None]) -> None:
+        super().__init__()
+        self.size = size
+        self.end = end
+        self.taken = taken
+        self.written = b""
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing depends on them here."""
+
+    def get_write_buffer_size(self) -> int:
+        if self.size > self.end:
+            self.size -= 1
+            if not self.size:
+                asyncio.get_running_loop().call_soon(self.taken)
+        return self.size
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def abort(self) -> None:
+        self.taken = lambda: None
+
+
+@pytest.mark.parametrize(("end", "told"), [(0, ""), (3, "waited 0.02 seconds for it to take data")])
+def test_a_backend_has_the_whole_time_anew_at_the_end_too_if_it_takes_something(run: Run, end: int, told: str) -> None:
+    async def scene() -> tuple[str, bytes, float]:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        transport = Reluctant(10, end, connection.resume_writing)
+        connection.connection_made(transport)
+        connection.stream(Rig(25).flow, block=0.02)
+        connection.pause_writing()
+        start = time.monotonic()
+        error = ""
+        try:
+            await connection.end_data()
+        except BackendError as raised:
+            error = str(raised)
+        return error, transport.written, time.monotonic() - start
+
+    error, written, seconds = run(scene())
+    assert (error, written) == (told, b"" if told else b".\r\n")
+    assert seconds > 3 * 0.02
+
+
+def test_who_speaks_while_the_last_of_a_message_waits_gets_no_dot(run: Run) -> None:
+    async def scene() -> bytes:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        transport = Reluctant(10, 10, connection.resume_writing)
+        connection.connection_made(transport)
+        connection.stream(Rig(25).flow, block=DEADLINE)
+        connection.pause_writing()
+        ending = asyncio.ensure_future(connection.end_data())
+        await asyncio.sleep(0)
+        connection.data_received(b"552 5.3.4 too big\r\n")
+        with pytest.raises(BackendError, match="talks out of turn"):
+            await ending
+        return transport.written
+
+    assert run(scene()) == b""
+
+
 # -- for whom --
 
 
@@ -223,7 +288,7 @@ def test_xclient_before_each_transaction(scripted: Scripted) -> None:
     peer = scripted(
         {"EHLO": b"250-peer\r\n250-PIPELINING\r\n250 XCLIENT NAME ADDR LOGIN\r\n", "XCLIENT": b"220 peer\r\n"}
     )
-    other = dataclasses.replace(CLIENT, address=ip_address("2001:db8::9"), name=None, helo="no name")
+    other = CLIENT._replace(address=ip_address("2001:db8::9"), name=None, helo="no name")
 
     async def scene() -> None:
         rig = Rig(peer.port, timeouts=PATIENT, send_client_address="xclient")
@@ -276,9 +341,9 @@ def test_postfix_knows_the_client_by_xclient(
         smtpd_authorized_xclient_hosts="127.0.0.0/8, 198.51.100.1", inet_protocols="all", **settings
     )
     clients = [
-        dataclasses.replace(CLIENT, address=ip_address("198.51.100.1"), name=LONG, helo=LONG),
-        dataclasses.replace(CLIENT, address=ip_address("2001:db8::9"), name=None, helo="[192.0.2.1]"),
-        dataclasses.replace(CLIENT, helo="no name"),
+        CLIENT._replace(address=ip_address("198.51.100.1"), name=LONG, helo=LONG),
+        CLIENT._replace(address=ip_address("2001:db8::9"), name=None, helo="[192.0.2.1]"),
+        CLIENT._replace(helo="no name"),
     ]
 
     async def scene() -> list[Played]:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 from ipaddress import ip_address
 
@@ -18,12 +17,12 @@ from hypothesis import strategies as st
 from .relays import CLIENT
 
 ATTRIBUTES = ("NAME", "HELO", "PROTO", "ADDR", "PORT", "LOGIN", "DESTADDR", "DESTPORT")
-SIX = dataclasses.replace(CLIENT, address=ip_address("2001:db8::7"), local_address="2001:db8::25")
+SIX = CLIENT._replace(address=ip_address("2001:db8::7"), local_address="2001:db8::25")
 LONG = ".".join(["x" * 62] * 4)
 
 
 def client(**changes: object) -> Introduction:
-    return dataclasses.replace(CLIENT, **changes)  # type: ignore[arg-type]
+    return CLIENT._replace(**changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ words taken for the answer to the next command, and a message be confirmed that 
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 from collections.abc import Sequence
@@ -118,6 +119,10 @@ class Connection(asyncio.Protocol):
         self._looked = 0  # where in it the line begins that was not all there at the last look
         self._lost = ""
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline = 0.0  # the loop's time, while somebody waits
+        self._awaited = 0.0, ""  # for how many seconds, and what for
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings = 0.0  # when the timer does
         self._paused = False
         self._flow: Flow | None = None
         self._block = 0.0
@@ -155,10 +160,9 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The backend reads more slowly than the client sends: the client has to wait."""
         self._paused = True
-        if self._flow is not None and self._transport is not None:
+        if self._flow is not None:
             self._flow.pause()
-            self._queued = self._transport.get_write_buffer_size()
-            self._stuck = self._loop.call_later(self._block, self._still_stuck)
+            self._watch_it_take()
 
     def resume_writing(self) -> None:
         """The backend has caught up."""
@@ -241,13 +245,15 @@ class Connection(asyncio.Protocol):
         self._flow = flow
         self._block = block
 
-    async def end_data(self, seconds: float) -> None:
+    async def end_data(self) -> None:
         """Send the final dot: from here on the message may be the backend's."""
         self._unstick()
         self._flow = None
-        while self._paused:
-            # The dot follows only what has been taken: until then it is certain that there was none.
-            await self._wait(seconds, "it to take data")
+        while self._paused and not self._input:
+            # The dot follows only what has been taken: until then it is certain that there was none. As before it, who
+            # takes something has the whole time anew.
+            self._watch_it_take()
+            await self._wait(math.inf, "it to take data")
         self._expect_silence()
         self.send(b".\r\n")
 
@@ -307,6 +313,9 @@ class Connection(asyncio.Protocol):
     def _fail(self, why: str) -> None:
         self._lost = self._lost or why
         self.spoiled = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._transport is not None:
             self._transport.abort()
         self._news()
@@ -324,8 +333,15 @@ class Connection(asyncio.Protocol):
             if self._flow is not None:
                 self._flow.resume()
 
+    def _waiting_here(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def _watch_it_take(self) -> None:
+        self._queued = self._waiting_here()
+        self._stuck = self._loop.call_later(self._block, self._still_stuck)
+
     def _still_stuck(self) -> None:
-        size = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        size = self._waiting_here()
         if size < self._queued:
             self._queued = size
             self._stuck = self._loop.call_later(self._block, self._still_stuck)
@@ -336,9 +352,29 @@ class Connection(asyncio.Protocol):
         if self._lost:
             raise self.loss()
         self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(seconds, self._fail, f"waited {seconds:g} seconds for {what}")
+        self._deadline = self._loop.time() + seconds
+        self._awaited = seconds, what
+        # Nearly every wait ends long before its time, so a timer is not taken back: the next one may do with it.
+        if self._timer is None or self._rings > self._deadline:
+            self._ring_at(self._deadline)
         try:
             await self._waiter
         finally:
-            timer.cancel()
             self._waiter = None
+
+    def _ring_at(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings = deadline
+        self._timer = self._loop.call_at(deadline, self._ring) if deadline < math.inf else None
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._waiter is None:
+            return
+        # A timer may ring a little early.
+        if self._loop.time() < self._deadline - 0.01:
+            self._ring_at(self._deadline)
+        else:
+            seconds, what = self._awaited
+            self._fail(f"waited {seconds:g} seconds for {what}")

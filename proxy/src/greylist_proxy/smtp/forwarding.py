@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from greylist_proxy.resolver import Address
 from greylist_proxy.smtp.address import is_address_literal, is_domain
@@ -32,8 +31,7 @@ TCP_OVER_IPV4 = 0x11
 TCP_OVER_IPV6 = 0x21
 
 
-@dataclass(frozen=True, slots=True)
-class Introduction:
+class Introduction(NamedTuple):
     """The client that a backend connection speaks for.
 
     `local_address` is where it connected to, "" where that is not known; `name` is its forward-confirmed name, None

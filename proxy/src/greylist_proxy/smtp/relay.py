@@ -129,7 +129,7 @@ class Relay:
         self._is_waiting = True
         try:
             if not connection.has_spoken():
-                await connection.end_data(timeouts.block)
+                await connection.end_data()
             else:
                 raise _out_of_turn(await connection.reply(timeouts.quit))
         except BackendError as error:
