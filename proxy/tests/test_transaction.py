@@ -316,6 +316,19 @@ def test_too_many_recipients_are_to_come_again(stage: Stage) -> None:
     stage.run(dialogue)
 
 
+def test_an_empty_message_has_its_received_all_the_same(stage: Stage) -> None:
+    async def dialogue() -> None:
+        transaction = stage.mail()
+        await transaction.rcpt("abuse@here.test", ())
+        await transaction.data()
+        assert stage.behind.relays[0].content == b""  # it goes with what comes first of the message
+        await transaction.commit()
+        assert stage.behind.relays[0].content.startswith(b"Received: from ")
+        assert stage.behind.relays[0].ends == ["finish"]
+
+    stage.run(dialogue)
+
+
 def test_for_names_nobody_when_there_are_two(stage: Stage) -> None:
     """Bcc: what one recipient's copy says, the other reads."""
 
@@ -324,6 +337,7 @@ def test_for_names_nobody_when_there_are_two(stage: Stage) -> None:
         await transaction.rcpt("postmaster@here.test", ())
         await transaction.rcpt("abuse@here.test", ())
         await transaction.data()
+        transaction.write(b"Subject: x\r\n")
         assert b"here.test" not in stage.behind.relays[0].content
         # The refused and the deferred do not get the message.
         transaction = stage.mail()
@@ -331,6 +345,7 @@ def test_for_names_nobody_when_there_are_two(stage: Stage) -> None:
         await transaction.rcpt("abuse@here.test", ())
         await transaction.rcpt("abuse@away.test", ())
         await transaction.data()
+        transaction.write(b"Subject: x\r\n")
         assert b" for <abuse@here.test>;" in stage.behind.relays[1].content
 
     stage.run(dialogue)
@@ -346,10 +361,12 @@ def test_received_says_how_it_came(stage: Stage) -> None:
             transaction = stage.mail(**cast("Any", changes))
             await transaction.rcpt("abuse@here.test", ())
             await transaction.data()
+            transaction.write(b"Subject: x\r\n")
             assert words in stage.behind.relays[-1].content
         transaction = stage.mail("a@far.test", "192.0.2.7", UTF8)
         await transaction.rcpt("abuse@bücher.test", ())
         await transaction.data()
+        transaction.write(b"Subject: x\r\n")
         assert b"with UTF8SMTP id" in stage.behind.relays[-1].content
         assert " for <abuse@bücher.test>;".encode() in stage.behind.relays[-1].content
 
@@ -362,6 +379,7 @@ def test_a_name_that_is_known_is_told(stage: Stage, monkeypatch: pytest.MonkeyPa
         transaction = stage.mail(helo="mx2.far.test")
         await transaction.rcpt("abuse@here.test", ())
         await transaction.data()
+        transaction.write(b"Subject: x\r\n")
         assert b"from mx2.far.test (mx2.far.test [192.0.2.7])\r\n" in stage.behind.relays[0].content
         assert stage.behind.relays[0].introduction.name == "mx1.far.test"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
@@ -31,16 +31,14 @@ PROBE_EVERY = 300.0  # seconds
 Report = Callable[[Endpoint | None, str, BackendError], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
+class Recipient(NamedTuple):
     """What a RCPT command says."""
 
     address: str
     parameters: Sequence[Parameter] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
+class Begun(NamedTuple):
     """A transaction that has begun: the replies to MAIL and to the first RCPT (None where that was not asked)."""
 
     connection: Connection

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 # RFC 5321 section 4.5.3.1.5 gives a reply line 512 octets; the field writes longer ones (links to help pages).
 MAX_REPLY_LINE = 2048
 MAX_REPLY_LINES = 100
+CONTINUED = ord("-")  # in place of the blank after the code
 CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 # Replies by which a backend says that something is wrong between it and this proxy, not with the mail: syntax
@@ -69,6 +71,11 @@ def take_reply(buffer: bytearray) -> Reply | None:
     ReplyError: too long, or not a reply. A line may end in a bare LF, as clients have always allowed; a CR,
     NUL or escape anywhere else may not be passed on, and is an error.
     """
+    end = buffer.find(b"\n", 0, MAX_REPLY_LINE)
+    if end >= 3 and buffer[3] != CONTINUED:  # nearly all of them
+        reply = _of_one_line(bytes(buffer[:end]))
+        del buffer[: end + 1]
+        return reply
     code: int | None = None
     lines: list[bytes] = []
     start = 0
@@ -80,16 +87,28 @@ def take_reply(buffer: bytearray) -> Reply | None:
             return None
         line = bytes(buffer[start:end]).removesuffix(b"\r")
         start = end + 1
-        if not (line[:3].isdigit() and len(line) >= 3 and line[:1] in b"2345" and line[3:4] in (b" ", b"-", b"")):
-            raise ReplyError(f"not a reply: {line[:80]!r}")
-        if code not in (None, int(line[:3])):
+        its_code = _code(line)
+        if code not in (None, its_code):
             raise ReplyError(f"a reply with two codes: {code} and {line[:3]!r}")
-        if CONTROLS.search(line):
-            raise ReplyError(f"control characters in a reply: {line[:80]!r}")
-        code = int(line[:3])
+        code = its_code
         lines.append(line[4:])
         if line[3:4] != b"-":
             del buffer[:start]
             return Reply(code, tuple(lines))
         if len(lines) >= MAX_REPLY_LINES:
             raise ReplyError(f"a reply of more than {MAX_REPLY_LINES} lines")
+
+
+@lru_cache(maxsize=64)  # a backend says the same few things all day
+def _of_one_line(line: bytes) -> Reply:
+    line = line.removesuffix(b"\r")
+    return Reply(_code(line), (line[4:],))
+
+
+def _code(line: bytes) -> int:
+    """Return the code of a line without its end. ReplyError: it is no line of a reply."""
+    if not (line[:3].isdigit() and len(line) >= 3 and line[:1] in b"2345" and line[3:4] in (b" ", b"-", b"")):
+        raise ReplyError(f"not a reply: {line[:80]!r}")
+    if CONTROLS.search(line):
+        raise ReplyError(f"control characters in a reply: {line[:80]!r}")
+    return int(line[:3])

@@ -17,6 +17,7 @@ import datetime
 import email.utils
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from greylist_proxy.client import Client
 from greylist_proxy.smtp.address import is_address_literal, is_domain
@@ -56,7 +57,7 @@ def received(
     if recipient is not None and (smtputf8 or recipient.isascii()):
         clauses.append(("for", f"<{recipient}>"))
     *others, last = clauses
-    clauses = [*others, (*last[:-1], f"{last[-1]};"), (email.utils.format_datetime(now),)]
+    clauses = [*others, (*last[:-1], f"{last[-1]};"), (_date(int(now.timestamp())),)]
     return ("\r\n ".join(map(_folded, clauses)) + "\r\n").encode()
 
 
@@ -70,6 +71,12 @@ def _protocol(*, esmtp: bool, smtputf8: bool, tls: bool) -> str:
     if not esmtp:
         return "SMTP"
     return f"{'UTF8SMTP' if smtputf8 else 'ESMTP'}{'S' if tls else ''}"
+
+
+@lru_cache(maxsize=4)  # many messages come within a second
+def _date(second: int) -> str:
+    """Return a time, in seconds since 1970, as a header field has it."""
+    return email.utils.format_datetime(datetime.datetime.fromtimestamp(second, datetime.UTC))
 
 
 def _folded(words: Iterable[str]) -> str:

@@ -124,6 +124,7 @@ class Transaction:
         "_asked",
         "_decisions",
         "_deferred",
+        "_field",
         "_first",
         "_flow",
         "_has_failed",
@@ -170,6 +171,7 @@ class Transaction:
         self._deferred: Reply | None = None  # what DATA says if nothing was accepted: the last 4xx
         self._has_slot = False  # one of MAX_CALLOUTS
         self._has_failed = False
+        self._field = b""  # the Received field, until the message begins
         self.is_trapped = False  # this client mails spam traps
         # Its refusals are to go out byte by byte: it mails spam traps, is blocked, or talked too early.
         self.slow = visitor.early and services.gate.rules.mode is not Mode.OBSERVE
@@ -286,12 +288,15 @@ class Transaction:
             return self._owed or self._deferred or NO_RECIPIENTS
         reply = await self._relay.data()
         if reply.code == 354:
-            self._relay.write(self._received())
+            self._field = self._received()
         return reply
 
     def write(self, piece: bytes) -> None:
         """Pass a piece of the message on, dot-stuffed as it came."""
         if self._relay is not None:
+            if self._field:
+                # Together with what it precedes: a write for itself costs as much as one of a whole message.
+                piece, self._field = self._field + piece, b""
             self._relay.write(piece)
 
     async def commit(self) -> Reply:
@@ -299,6 +304,8 @@ class Transaction:
         try:
             if self._relay is None or self._has_failed:
                 return NOT_NOW
+            if self._field:
+                self.write(b"")  # the message is empty
             reply = await self._relay.finish()
         except BaseException:
             self.fail()  # or its connection would never be given back
