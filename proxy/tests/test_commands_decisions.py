@@ -6,17 +6,24 @@ from __future__ import annotations
 
 import pytest
 from greylist_proxy.policy import Reason
+from greylist_proxy.store import Logged
 
 from .command_line import CommandLine, decided
 
 OFFICE = {"client": "40.92.17.4", "network": "40.92.17.0/24", "key": "spf:contoso.example"}
-LOG = [
-    decided(7200, "allow", "known", id="A00000000001.1", sender="Joe@Example.com", **OFFICE),
-    decided(90, id="A00000000002.1", seconds_left=60),
-    decided(90, "allow", "exempt-postmaster", id="A00000000002.2", recipient="postmaster"),
-    decided(30, "block", "blocked-client", id="A00000000003.1", sender="", rule="entry client 192.0.2.0/24 (operator)"),
-    decided(5, "allow", "new", id="A00000000004.1", recipient="v@Example.ORG", would="defer"),
-]
+
+
+def log() -> list[Logged]:
+    """The decisions that are asked for; their ages count from when they are put in."""
+    return [
+        decided(7200, "allow", "known", id="A00000000001.1", sender="Joe@Example.com", **OFFICE),
+        decided(90, id="A00000000002.1", seconds_left=60),
+        decided(90, "allow", "exempt-postmaster", id="A00000000002.2", recipient="postmaster"),
+        decided(
+            30, "block", "blocked-client", id="A00000000003.1", sender="", rule="entry client 192.0.2.0/24 (operator)"
+        ),
+        decided(5, "allow", "new", id="A00000000004.1", recipient="v@Example.ORG", would="defer"),
+    ]
 
 
 def found(line: CommandLine, *arguments: str) -> list[str]:
@@ -50,19 +57,19 @@ def found(line: CommandLine, *arguments: str) -> list[str]:
     ],
 )
 def test_filters(sqlite_line: CommandLine, arguments: list[str], ids: list[str]) -> None:
-    sqlite_line.fill(decisions=LOG)
+    sqlite_line.fill(decisions=log())
     assert found(sqlite_line, *arguments) == ids
 
 
 def test_both_stores_find_the_same(line: CommandLine) -> None:
-    line.fill(decisions=LOG)
+    line.fill(decisions=log())
     assert found(line) == ["4.1", "3.1", "2.2", "2.1", "1.1"]
     assert found(line, "--id", "A00000000002") == ["2.2", "2.1"]
     assert found(line, "--client", "contoso.example") == ["1.1"]
 
 
 def test_json_has_the_fields_of_the_log_line(line: CommandLine) -> None:
-    line.fill(decisions=LOG[:1])
+    line.fill(decisions=log()[:1])
     (each,) = line("decisions", "--json").objects
     assert each.pop("time").endswith("+00:00")
     assert each == {
@@ -81,7 +88,7 @@ def test_json_has_the_fields_of_the_log_line(line: CommandLine) -> None:
 
 
 def test_people_see_a_table_and_that_there_is_more(sqlite_line: CommandLine) -> None:
-    sqlite_line.fill(decisions=LOG)
+    sqlite_line.fill(decisions=log())
     result = sqlite_line("decisions", "--limit", "4")
     assert [row[1:] for row in result.rows] == [
         ["192.0.2.7", "a@example.net", "v@Example.ORG", "allow, would defer", "new", "A00000000004.1"],
@@ -100,7 +107,7 @@ def test_people_see_a_hundred_and_programs_all(sqlite_line: CommandLine) -> None
 
 
 def test_one_decision_in_detail(sqlite_line: CommandLine) -> None:
-    sqlite_line.fill(decisions=LOG)
+    sqlite_line.fill(decisions=log())
     result = sqlite_line("decisions", "--id", "A00000000003.1")
     fields = dict(text.split(maxsplit=1) for text in result.out.splitlines())
     assert fields["sender"] == "<>"
@@ -116,7 +123,7 @@ def test_a_reason_of_another_version_is_shown_as_it_is(sqlite_line: CommandLine)
 
 @pytest.mark.parametrize("ident", ["A00000000009.1", "A00000000002.3", "A0000000000", "%"])
 def test_an_id_that_is_not_there(sqlite_line: CommandLine, ident: str) -> None:
-    sqlite_line.fill(decisions=LOG)
+    sqlite_line.fill(decisions=log())
     result = sqlite_line("decisions", "--id", ident)
     assert (result.status, result.out) == (1, "")
     assert f"no decision '{ident}' is kept" in result.err
@@ -155,7 +162,7 @@ def test_reasons_are_explained_without_a_store(sqlite_line: CommandLine) -> None
     ],
 )
 def test_wrong_usage(sqlite_line: CommandLine, arguments: list[str], error: str) -> None:
-    sqlite_line.fill(decisions=LOG)
+    sqlite_line.fill(decisions=log())
     result = sqlite_line("decisions", *arguments)
     assert (result.status, result.out) == (2, "")
     assert error in result.err
