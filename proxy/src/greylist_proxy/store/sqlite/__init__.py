@@ -116,7 +116,7 @@ class SqliteStore:
             for recipient in recipients:
                 overlay.deliver(Triplet(clean(key), clean(sender), clean(recipient)), now, self.rules)
             if earner:
-                overlay.filling.earned[clean(earner)].append(Delivery(now, counts))
+                overlay.earn(clean(earner), Delivery(now, counts), self.rules)
         self._behind.changed()
 
     # -- entries --

@@ -127,6 +127,17 @@ class Overlay:
         self.filling.records[triplet] = policy.delivered(before, now)
         self.filling.passed[triplet.client].add(triplet)
 
+    def earn(self, earner: str, delivery: Delivery, rules: Rules) -> None:
+        """Keep a delivery for what an earner earns."""
+        deliveries = self.filling.earned[earner]
+        if len(deliveries) > 1:
+            before, last = deliveries[-2:]
+            # Of many in a row each only moves the time on, and every sighting would go through all of them.
+            is_between = before.time <= last.time <= delivery.time <= before.time + rules.lifetime
+            if is_between and not last.counts:
+                del deliveries[-1]
+        deliveries.append(delivery)
+
     # -- reading --
 
     def record(self, triplet: Triplet, kept: Kept, now: float, rules: Rules) -> Record | None:
