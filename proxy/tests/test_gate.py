@@ -266,6 +266,9 @@ class Failing:
             raise self.error
         return await self._store.observe(*arguments, **options)
 
+    def observe_now(self, *_arguments: Any) -> None:
+        """It has to be asked."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 

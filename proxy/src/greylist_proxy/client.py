@@ -119,6 +119,12 @@ class Origin:
             self._identities = (network, *further)
         return self._identities
 
+    def known_identities(self) -> tuple[Identity, ...] | None:
+        """Return the `identities` if nobody has to be asked for them, else None."""
+        if self._identities is None and self._identifier.client_key == "network":
+            self._identities = (Identity(self.client.network, self.client.text),)
+        return self._identities
+
     async def _further(self) -> Sequence[Identity]:
         if self._identifier.client_key == "spf":
             domain = (await self.spf()).domain

@@ -136,6 +136,11 @@ class Exemptions:
             or (await self._allowed(self._exempting, question) if self._exempting else None)
         )
 
+    @property
+    def are_none(self) -> bool:
+        """Whether no list of any kind has anything in it, and the DNS has none to be asked."""
+        return not (self._has_lists or self._has_traps or self._configured.dns_lists)
+
     async def dns_allowed(self, origin: Origin) -> Decision | None:
         """Ask the DNS allow-lists; None: not listed, or nobody to ask."""
         lists = self._configured.dns_lists

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from greylist_proxy import policy
 from greylist_proxy.client import Origin
 from greylist_proxy.exemptions import Exemptions
-from greylist_proxy.log import Log
+from greylist_proxy.log import DEL, ESCAPED_DEL, Log, quoted
 from greylist_proxy.normalise import address_key, recipient_key
 from greylist_proxy.patience import within
 from greylist_proxy.policy import Decision, Found, Identity, Mode, Reason, Rules, Verdict
@@ -65,6 +65,26 @@ class Gate:
         self._followed: str | None = None  # the position in what happened to the entries
 
     # -- the decision --
+
+    def decide_now(self, origin: Origin, recipient: str) -> Decision | None:
+        """Do what `decide` does, if it needs nobody to be waited for; None, and nothing is changed: it has to be asked.
+
+        Only where no list has to be looked at and the store reads at once. It is what most decisions are.
+        """
+        if self._failing or self.rules.mode is not Mode.ENFORCE or not self._exemptions.are_none:
+            return None
+        if policy.is_exempt(recipient):
+            return policy.EXEMPT
+        identities = origin.known_identities()
+        if identities is None:
+            return None
+        try:
+            sighting = self._store.observe_now(identities, address_key(origin.sender), recipient_key(recipient))
+        except Exception:  # noqa: BLE001 - `decide` runs into it as well, and knows what follows
+            return None
+        if sighting is None:
+            return None
+        return policy.judge(list(zip(identities, sighting.found, strict=True)), sighting.now, self.rules)
 
     async def decide(self, origin: Origin, recipient: str, *, record: bool = True) -> Decision:
         """Judge a sighting, now. Never raises; `record=False` only looks, and changes nothing."""
@@ -143,19 +163,22 @@ class Gate:
             decision.would,
         )
         self._store.note(logged)
-        extra = {"key": decision.key, "rule": decision.rule, "would": decision.would, "early": is_early}
-        self._log.event(
-            "decision",
-            verdict=decision.verdict,
-            reason=decision.reason,
-            client=client.text,
-            network=client.network,
-            sender=origin.sender,
-            recipient=recipient,
-            seconds_left=decision.seconds_left,
-            id=ident,
-            **{name: value for name, value in extra.items() if value},
+        # Not from a dictionary: that took longer than the judgement.
+        inside = (
+            f'"verdict": "{decision.verdict.value}", "reason": "{decision.reason.value}", '
+            f'"client": {quoted(client.text)}, "network": {quoted(client.network)}, '
+            f'"sender": {quoted(origin.sender)}, "recipient": {quoted(recipient)}, '
+            f'"seconds_left": {decision.seconds_left}, "id": {quoted(ident)}'
         )
+        if decision.key:
+            inside += f', "key": {quoted(decision.key)}'
+        if decision.rule:
+            inside += f', "rule": {quoted(decision.rule)}'
+        if decision.would:
+            inside += f', "would": "{decision.would.value}"'
+        if is_early:
+            inside += ', "early": true'
+        self._log.record("decision", inside.replace(DEL, ESCAPED_DEL))
 
     async def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:
         """Note the backend's final 250 for these recipients. Never raises.

@@ -52,19 +52,22 @@ ALWAYS = frozenset(
 )
 BATCHED = frozenset({"decision", "relay"})  # they come by the thousand, and nobody waits to see one, but an alarm
 
+# JSON's ASCII form leaves this one control character as it is.
+DEL, ESCAPED_DEL = "\x7f", "\\u007f"
+
+quoted = encode_basestring_ascii  # a text as JSON, but for DEL
 _encode = json.JSONEncoder(ensure_ascii=True, default=str).encode
 
 
 def json_line(value: object) -> str:
     """Return a value as one line of JSON in ASCII; what JSON does not know is written as text."""
-    # DEL is the one control character that JSON's ASCII form leaves as it is.
-    return _encode(value).replace("\x7f", "\\u007f")
+    return _encode(value).replace(DEL, ESCAPED_DEL)
 
 
 def members(fields: Mapping[str, object]) -> str:
     """Return the inside of a JSON object, as `json_line` writes it. Some four times as fast for short texts."""
     text = ", ".join([f"{encode_basestring_ascii(name)}: {_value(value)}" for name, value in fields.items()])
-    return text.replace("\x7f", "\\u007f")
+    return text.replace(DEL, ESCAPED_DEL)
 
 
 def _value(value: object) -> str:
@@ -190,13 +193,20 @@ class Log:
 
     def line(self, event: str, fields: Mapping[str, Any]) -> str:
         """Return a line as it is written, without its end."""
+        inside = f", {members(fields)}" if fields else ""
+        return f'{self._begin()}"event": {encode_basestring_ascii(event)}{inside}{self._end}'
+
+    def _begin(self) -> str:
         second, part = divmod(int(self._wall() * 1000), 1000)
         stamp = self._stamp
         if second != stamp[0]:
             moment = datetime.datetime.fromtimestamp(second, datetime.UTC)
             self._stamp = stamp = (second, f'{{"time": "{moment:%Y-%m-%dT%H:%M:%S}.')
-        inside = f", {members(fields)}" if fields else ""
-        return f'{stamp[1]}{part:03}+00:00", "event": {encode_basestring_ascii(event)}{inside}{self._end}'
+        return f'{stamp[1]}{part:03}+00:00", '
+
+    def record(self, event: str, inside: str) -> None:
+        """Write an event of BATCHED whose fields are put into JSON already, as `members` does it."""
+        self._put(f'{self._begin()}"event": "{event}", {inside}{self._end}', urgent=False)
 
     def _write(self, event: str, fields: Mapping[str, Any]) -> None:
         self._put(self.line(event, fields), urgent=event not in BATCHED or "level" in fields)

@@ -16,6 +16,21 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+@coroutine
+def in_a_task() -> Generator[None, None, None]:
+    """To be awaited before anything that waits, in a coroutine that may have begun without a task: see `go_on`."""
+    yield
+
+
+@coroutine
+def go_on(begun: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await a coroutine that has made its first step already, and stopped at `in_a_task`.
+
+    So a task is made only where there is something to wait for: making one costs as much as a decision.
+    """
+    return (yield from begun.__await__())
+
+
 async def within(question: Coroutine[Any, Any, T], deadline: float) -> T:
     """Await a coroutine until a time of the event loop's clock; TimeoutError: it was cancelled then."""
     try:

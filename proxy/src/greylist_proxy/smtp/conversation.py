@@ -10,11 +10,12 @@ write when nothing more can be done now. Which event means what is the session's
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from time import monotonic
 from typing import Any
 
+from greylist_proxy.patience import go_on
 from greylist_proxy.policy import Mode
 from greylist_proxy.smtp.edge import BACKEND, CLIENT, HELD, OWED, UPGRADE, Edge
 from greylist_proxy.smtp.events import Event
@@ -187,7 +188,19 @@ class Conversation(Edge):
 
     # -- what has to be waited for --
 
-    def _ask(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
+    def _ask_now(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
+        """Do as `_ask`, for a coroutine that awaits `in_a_task` before it waits, and most often never does."""
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            self._told(then, end.value)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
+            self._log_failure(error)
+            then(INTERNAL)
+        else:
+            self._ask(go_on(coroutine), then)
+
+    def _ask(self, coroutine: Awaitable[Reply], then: Callable[[Reply], None]) -> None:
         task = self._services.tasks.spawn(self._careful(coroutine))
         if task.done():
             self._answered(then, task)
@@ -195,7 +208,7 @@ class Conversation(Edge):
             self._task = task
             task.add_done_callback(partial(self._answered, then))
 
-    async def _careful(self, coroutine: Coroutine[Any, Any, Reply]) -> Reply:
+    async def _careful(self, coroutine: Awaitable[Reply]) -> Reply:
         try:
             return await coroutine
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
@@ -208,14 +221,17 @@ class Conversation(Edge):
             self._committing = False
             self._end_transaction("client-gone")
             return
-        transaction = self._transaction
-        if transaction is not None and (transaction.slow or transaction.is_trapped):
-            self._slow = True
         try:
-            then(task.result())
+            self._told(then, task.result())
         except Exception as error:  # noqa: BLE001 - nobody else would look after the session now
             self._failed(error)
         self._go_on()
+
+    def _told(self, then: Callable[[Reply], None], reply: Reply) -> None:
+        transaction = self._transaction
+        if transaction is not None and (transaction.slow or transaction.is_trapped):
+            self._slow = True
+        then(reply)
 
     # -- replies --
 

@@ -73,7 +73,7 @@ class Session(Conversation):
         core.reply(SENDER_OK)
 
     def _on_rcpt(self, event: Rcpt) -> None:
-        self._ask(self._open().rcpt(event.address, event.parameters), self._reply)
+        self._ask_now(self._open().rcpt(event.address, event.parameters), self._reply)
 
     def _on_data(self, event: Data) -> None:
         self._ask(self._open().data(), self._answer_data)

@@ -26,6 +26,7 @@ from greylist_proxy import policy
 from greylist_proxy.client import Client, Identifier
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
+from greylist_proxy.patience import in_a_task
 from greylist_proxy.policy import Decision, Mode, Reason, Verdict
 from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Path
 from greylist_proxy.smtp.backend import Flow
@@ -187,15 +188,29 @@ class Transaction:
             recipient, refusal = screen(address, self._services.acceptance)
         except AddressError as error:
             return error.reply
-        decision, verified = await self._decide(recipient, refusal)
+        decision, verified = self._decide_now(recipient, refusal), None
+        if decision is None:
+            await in_a_task()
+            decision, verified = await self._decide(recipient, refusal)
         self._services.gate.record(self._origin, address, decision, ident, is_early=self._visitor.early)
         self._take_note(decision)
-        reply = verified or await self._answer(recipient, parameters, decision, ident)
+        reply = verified or self._answer(decision, ident)
+        if reply is None:
+            await in_a_task()
+            reply = await self._put(recipient, parameters, decision, ident)
         if reply.is_temporary:
             self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
         elif is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
             self._services.harvesters.note(self._visitor.client, address)
         return reply
+
+    def _decide_now(self, recipient: Path, refusal: Decision | None) -> Decision | None:
+        """Decide on a recipient where neither the backend nor a list nor the network is to be asked; None: `_decide`."""
+        services = self._services
+        if refusal is not None or services.verify_recipient_first or services.harvesters:
+            return None
+        own = services.gate.decide_now(self._origin, recipient.address)
+        return None if own is None else policy.in_transaction(own, self._first)
 
     async def _decide(self, recipient: Path, refusal: Decision | None) -> tuple[Decision, Reply | None]:
         """Decide on a recipient; where the backend had to be asked whether it exists, its refusal comes with it."""
@@ -231,7 +246,8 @@ class Transaction:
         if decision.is_trapped or (decision.verdict is Verdict.BLOCK and decision.reason not in ANSWERS):
             self.slow = True
 
-    async def _answer(self, recipient: Path, parameters: Sequence[Parameter], decision: Decision, ident: str) -> Reply:
+    def _answer(self, decision: Decision, ident: str) -> Reply | None:
+        """Answer by the decision; None: the answer is the backend's."""
         if answer := ANSWERS.get(decision.reason):
             return answer
         if decision.verdict is Verdict.BLOCK:
@@ -239,27 +255,31 @@ class Transaction:
         if decision.reason is Reason.HARVESTING:
             return TOO_MANY_UNKNOWN
         defers = decision.verdict is Verdict.DEFER
-        sets = decision.reason in policy.GREYLISTED
         if defers and (not self._is_callout or (self._accepted and not self._owed)):
-            if sets:
-                self._first = self._first or decision
+            self._set(decision)
             return self._deferral(decision, ident)
         if defers and not self._take_slot():
             return TOO_MANY_CALLOUTS
         if not defers and self._owed:
             return ONE_AT_A_TIME
-        reply = await self._put(recipient, parameters)
+        return None
+
+    def _set(self, decision: Decision) -> None:
+        if self._first is None and decision.reason in policy.GREYLISTED:
+            self._first = decision
+
+    async def _put(self, recipient: Path, parameters: Sequence[Parameter], decision: Decision, ident: str) -> Reply:
+        """Put a recipient to the backend, which it is for by the decision."""
+        reply = await self._relayed(recipient, parameters)
         if reply.is_positive:
             self._accepted.append(recipient)
             self._decisions.append((recipient.address, decision))
-            if defers:
+            if decision.verdict is Verdict.DEFER:
                 self._owed = self._deferral(decision, ident)
-            if sets:
-                self._first = self._first or decision
+            self._set(decision)
         return reply
 
-    async def _put(self, recipient: Path, parameters: Sequence[Parameter]) -> Reply:
-        """Put a recipient to the backend."""
+    async def _relayed(self, recipient: Path, parameters: Sequence[Parameter]) -> Reply:
         if self._has_failed:
             return NOT_NOW
         if self._relay is None:

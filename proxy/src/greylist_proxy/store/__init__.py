@@ -193,6 +193,12 @@ class Store(Protocol):
         out of listings. `record=False` changes nothing.
         """
 
+    def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str) -> Sighting | None:
+        """Do what `observe` does, if that takes no waiting; None, and nothing is changed: it has to be awaited.
+
+        StoreError: what is new could not be kept.
+        """
+
     async def delivered(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
     ) -> None:

@@ -95,6 +95,12 @@ class SqliteStore:
 
     # -- the decision --
 
+    def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str) -> Sighting | None:
+        """Look a sighting up at once, if it can be; see `Store`."""
+        if self._is_closed or not is_clean(sender, recipient, *chain.from_iterable(identities)):
+            return None
+        return self._sightings.observe_now(identities, sender, recipient, self._now())
+
     async def observe(
         self, identities: Sequence[Identity], sender: str, recipient: str, *, record: bool = True
     ) -> Sighting:

@@ -80,15 +80,23 @@ class Sightings:
     ) -> Sighting:
         """Answer a sighting; see `Store.observe`."""
         asking = _Asking(identities, sender, recipient, record, now)
-        rules = self._rules()
+        sighting = self._at_once(asking)
+        return await self._wait(asking) if sighting is None else sighting
+
+    def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str, now: float) -> Sighting | None:
+        """Answer a sighting, if the file can be read now; see `Store.observe_now`."""
+        return self._at_once(_Asking(identities, sender, recipient, True, now))
+
+    def _at_once(self, asking: _Asking) -> Sighting | None:
+        rules, now = self._rules(), asking.now
         questions = _questions(asking)
         passed = self._passed(questions, now)
         answers = self._reader.use(
             look_up, [*questions, *passed], self._behind.writer, rules.max_pending + len(passed), rules
         )
-        if answers is not None:
-            return self._answer(asking, iter(answers.answers), answers.committed, self._no_longer(answers, passed))
-        return await self._wait(asking)
+        if answers is None:
+            return None
+        return self._answer(asking, iter(answers.answers), answers.committed, self._no_longer(answers, passed))
 
     def stop(self, error: StoreError) -> None:
         """Answer all that wait with an error."""

@@ -104,6 +104,9 @@ class ValkeyStore:
 
     # -- the decision --
 
+    def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str) -> None:
+        """See `Store`: the server always has to be waited for."""
+
     async def observe(
         self, identities: Sequence[Identity], sender: str, recipient: str, *, record: bool = True
     ) -> Sighting:
