@@ -48,12 +48,13 @@ class LineWriter:
     def put(self, line: str, *, urgent: bool) -> None:
         """Take a line."""
         with self._lock:
+            is_first = not self._lines  # else the thread has been woken up
             if self._size + len(line) >= self._max_waiting:
                 self._lost += 1
             else:
                 self._lines.append(line)
                 self._size += len(line) + 1
-        if not self._any.is_set():
+        if is_first:
             self._any.set()
         if urgent:
             self._now.set()

@@ -88,7 +88,8 @@ def composed(text: str) -> str:
 
 
 def _stable(local: str) -> str:
-    if local.startswith('"'):
+    # What has neither digits nor signs has nothing to take off; nor has one in quotes.
+    if local.isalpha() or local.startswith('"'):
         return local
     # A tag may hide another one. Each round leaves fewer letters and digits, so there is an end.
     while (shorter := _untagged(local)) != local:

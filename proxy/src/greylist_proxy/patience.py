@@ -18,17 +18,11 @@ T = TypeVar("T")
 
 @coroutine
 def in_a_task() -> Generator[None, None, None]:
-    """To be awaited before anything that waits, in a coroutine that may have begun without a task: see `go_on`."""
-    yield
-
-
-@coroutine
-def go_on(begun: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Await a coroutine that has made its first step already, and stopped at `in_a_task`.
+    """To be awaited before anything that waits, in a coroutine that may have begun without a task: see `go_on`.
 
     So a task is made only where there is something to wait for: making one costs as much as a decision.
     """
-    return (yield from begun.__await__())
+    yield
 
 
 async def within(question: Coroutine[Any, Any, T], deadline: float) -> T:
@@ -39,11 +33,11 @@ async def within(question: Coroutine[Any, Any, T], deadline: float) -> T:
         answer: T = end.value
         return answer
     async with asyncio.timeout_at(deadline):
-        return await _rest(question, awaited)
+        return await go_on(question, awaited)
 
 
 @coroutine
-def _rest(question: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+def go_on(question: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
     """Go on with a coroutine that has begun and awaits something; what happens to us happens to it."""
     try:
         while True:

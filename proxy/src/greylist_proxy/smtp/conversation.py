@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from functools import cache, partial
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from greylist_proxy.patience import go_on
 from greylist_proxy.policy import Mode
@@ -35,8 +35,16 @@ TIMED_OUT = own_reply(421, "4.4.2", "Waited too long, goodbye")
 STOPPING = own_reply(421, "4.3.2", "Service is shutting down, try again later")
 
 
+@cache
+def _banner(hostname: str) -> Reply:
+    return Reply(220, (f"{hostname} ESMTP greylist-proxy".encode("ascii"),))
+
+
 class Conversation(Edge):
     """The middle of a session, around its protocol core."""
+
+    # What each event of the core means.
+    _DO: ClassVar[dict[type[Event], Callable[[Any, Any], None]]]
 
     __slots__ = (
         "_awaited",
@@ -70,10 +78,6 @@ class Conversation(Edge):
         self._scheduled = False  # another turn is to come
         self._stopping = False
 
-    def _meant(self, event: Event) -> None:
-        """Do what an event means."""
-        raise NotImplementedError
-
     # -- the banner --
 
     def _arrived(self) -> None:
@@ -86,19 +90,19 @@ class Conversation(Edge):
     def _greet(self) -> None:
         self._released()
         self._greeted = True
-        self._core.say(Reply(220, (f"{self._services.hostname} ESMTP greylist-proxy".encode("ascii"),)))
+        self._core.say(_banner(self._services.hostname))
         self._go_on()
 
     # -- input --
 
     def _take(self, data: bytes) -> None:
-        self._core.receive(data)
+        buffered = self._core.receive(data)
         if not self._greeted:
             self._talked_early()
             return
         if self._pace is not None:
             self._pace.take(len(data))
-        if self._core.buffered > MOST_BUFFERED and (self._core.owes or self._pause or self._scheduled):
+        if buffered > MOST_BUFFERED and (self._core.owes or self._pause or self._scheduled):
             self._hold_back(OWED)
         if not self._scheduled:  # else who sends most would have most turns
             self._go_on()
@@ -139,7 +143,7 @@ class Conversation(Edge):
             event = core.next_event()
             if event is None:
                 break
-            self._meant(event)
+            self._DO[type(event)](self, event)
             events += 1
             if events >= TURN or monotonic() > end:
                 # Who sends many commands at once must not keep the others waiting.
@@ -147,18 +151,25 @@ class Conversation(Edge):
                     self._scheduled = True
                     asyncio.get_running_loop().call_soon(self._next_turn)
                 break
-        if not core.owes and core.buffered <= MOST_BUFFERED:
+        if self._pause & OWED and not core.owes and core.buffered <= MOST_BUFFERED:
             self._release(OWED)
         return events > 0
 
     def _flush(self) -> bool:
         output = self._core.take_output()
-        if output:
-            self._write(output)
-        return bool(output)
+        if not output or self.transport is None:
+            return False
+        self.transport.write(output)
+        return True
 
     def _settle(self, happened: bool) -> None:
         """Nothing more can be done now: find out what for we wait, and how long."""
+        is_usual = not (
+            self._eof or self._stopping or self._pause or self._scheduled or self._core.closed or self._task
+        )
+        if is_usual and self._wait is None and self._pace is None:
+            self._await_command(happened)
+            return
         if self._eof and not self._is_busy():
             self._gone()
             self._close()
@@ -173,32 +184,36 @@ class Conversation(Edge):
         if self._pause & CLIENT:
             return  # pause_writing has set it
         settings = self._services.settings
-        awaited = False
         if self._task or self._wait or self._scheduled or self._pause & (UPGRADE | BACKEND):
             self.deadline = self._until
+            self._awaited = False
         elif self._pace is not None:
             now = self._now()
             self.deadline = min(self._until, self._pace.deadline(now, settings.data_timeout, settings.min_data_rate))
+            self._awaited = False
         else:
-            awaited = True
-            # A piece of a line does not begin it anew.
-            if happened or not self._awaited:
-                self.deadline = min(self._until, self._now() + settings.command_timeout)
-        self._awaited = awaited
+            self._await_command(happened)
+
+    def _await_command(self, happened: bool) -> None:
+        # A piece of a line does not begin the time anew.
+        if happened or not self._awaited:
+            deadline = self._watch.now() + self._services.settings.command_timeout
+            self.deadline = deadline if deadline < self._until else self._until
+            self._awaited = True
 
     # -- what has to be waited for --
 
     def _ask_now(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
         """Do as `_ask`, for a coroutine that awaits `in_a_task` before it waits, and most often never does."""
         try:
-            coroutine.send(None)
+            awaited = coroutine.send(None)
         except StopIteration as end:
             self._told(then, end.value)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
             self._log_failure(error)
             then(INTERNAL)
         else:
-            self._ask(go_on(coroutine), then)
+            self._ask(go_on(coroutine, awaited), then)
 
     def _ask(self, coroutine: Awaitable[Reply], then: Callable[[Reply], None]) -> None:
         task = self._services.tasks.spawn(self._careful(coroutine))

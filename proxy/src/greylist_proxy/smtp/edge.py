@@ -126,11 +126,10 @@ class Edge(SMTP):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection, and find out who it is."""
         self.transport = stream = cast("asyncio.Transport", transport)
-        services = self._services
-        now = self._now()
-        self._until = now + services.settings.session_timeout
-        self.deadline = self._until
-        self._watch.add(self)
+        services, watch = self._services, self._watch
+        now = watch.now()
+        self.deadline = self._until = now + services.settings.session_timeout
+        watch.add(self)
         full = services.connections.enter()
         try:
             peer = stream.get_extra_info("peername")
@@ -144,11 +143,11 @@ class Edge(SMTP):
                 self._header = HeaderReader()
                 self.deadline = min(self._until, now + services.settings.proxy_timeout)
             else:
-                self._meet(peer[0])
+                self._meet(peer[0], now)
         except Exception as error:  # noqa: BLE001 - one connection's trouble must not become the listener's
             self._failed(error)
 
-    def _meet(self, host: str) -> None:
+    def _meet(self, host: str, now: float) -> None:
         services = self._services
         key = client_key(host)
         self._is_counted = True
@@ -156,7 +155,7 @@ class Edge(SMTP):
         if full:
             self._turn_away(host, full)
             return
-        if services.prevalence.seen(key, self._now()):
+        if services.prevalence.seen(key, now):
             services.log.event(
                 "warning",
                 message=f"nearly all of the last connections came from {host}: if that is a proxy, list it in "
@@ -183,7 +182,7 @@ class Edge(SMTP):
             self._arrived()
         else:
             self._named = found
-            self._meet(found.address)
+            self._meet(found.address, self._now())
         if header.rest and not self._closing:
             self._take(header.rest)
 
@@ -263,7 +262,7 @@ class Edge(SMTP):
     # -- reading, writing, the end --
 
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self._watch.now()
 
     def _hold_back(self, reason: int) -> None:
         self._pause |= reason

@@ -16,13 +16,15 @@ from __future__ import annotations
 import mmap
 import secrets
 import socket
-from collections import Counter, deque
+from collections import deque
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Literal
 
 Full = Literal["total", "client"]
 
 CELLS = 8  # a connection that is allowed
+REMEMBERED = 4096  # clients whose cells need not be hashed again
 IN_ALL = 0  # the cell of a row that counts its connections
 MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address in IPv6 clothes begins with
 
@@ -48,6 +50,8 @@ class Connections:
         size = 1 + self._width
         self._rows = [cells[number * size : (number + 1) * size] for number in range(workers)]
         self._own = self._rows[0]
+        # Each is asked for twice, when a connection comes and when it goes.
+        self._cells = lru_cache(maxsize=REMEMBERED)(self._hashed)
 
     def use(self, number: int) -> None:
         """Write into this row from now on; a worker calls it once."""
@@ -74,7 +78,8 @@ class Connections:
     def enter(self) -> Full | None:
         """Count a connection; None if it may stay. It has to `leave` in either case."""
         self._own[IN_ALL] += 1
-        return "total" if self.total > self.max_total else None
+        total = self._own[IN_ALL] if len(self._rows) == 1 else self.total
+        return "total" if total > self.max_total else None
 
     def leave(self) -> None:
         """Uncount a connection."""
@@ -82,9 +87,11 @@ class Connections:
 
     def join(self, key: bytes) -> Full | None:
         """Count a connection to its client; None if it may stay. It has to `part` in either case."""
-        cells = self._cells(key)
+        own, cells = self._own, self._cells(key)
         for cell in cells:
-            self._own[cell] += 1
+            own[cell] += 1
+        if own[cells[0]] <= self.max_per_client and len(self._rows) == 1:
+            return None  # one cell is enough to know it
         count = min(sum(row[cell] for row in self._rows) for cell in cells)
         return "client" if count > self.max_per_client else None
 
@@ -93,7 +100,7 @@ class Connections:
         for cell in self._cells(key):
             self._own[cell] -= 1
 
-    def _cells(self, key: bytes) -> tuple[int, ...]:
+    def _hashed(self, key: bytes) -> tuple[int, ...]:
         digest = blake2b(key, key=self._salt, digest_size=8).digest()
         first = int.from_bytes(digest[:4]) % self._width
         # A set: the two may meet, and one cell is not to be counted twice.
@@ -108,7 +115,7 @@ class Prevalence:
 
     def __init__(self, window: int = 200, least: int = 100, share: float = 0.9, every: float = 3600.0) -> None:
         self._recent: deque[bytes] = deque(maxlen=window)
-        self._counts: Counter[bytes] = Counter()
+        self._counts: dict[bytes, int] = {}
         self._least = least
         self._share = share
         self._every = every
@@ -116,15 +123,17 @@ class Prevalence:
 
     def seen(self, key: bytes, now: float) -> bool:
         """Take note of a connection; True if its address is to be warned of, at most once in `every` seconds."""
-        if len(self._recent) == self._recent.maxlen:
-            oldest = self._recent[0]
-            self._counts[oldest] -= 1
-            if not self._counts[oldest]:
-                del self._counts[oldest]
-        self._recent.append(key)
-        self._counts[key] += 1
-        count = len(self._recent)
-        if count < self._least or self._counts[key] < self._share * count or now < self._quiet_until:
+        recent, counts = self._recent, self._counts
+        if len(recent) == recent.maxlen:
+            oldest = recent[0]
+            if counts[oldest] == 1:
+                del counts[oldest]
+            else:
+                counts[oldest] -= 1
+        recent.append(key)
+        counts[key] = its = counts.get(key, 0) + 1
+        count = len(recent)
+        if its < self._share * count or count < self._least or now < self._quiet_until:
             return False
         self._quiet_until = now + self._every
         return True

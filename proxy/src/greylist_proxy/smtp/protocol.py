@@ -127,12 +127,13 @@ class ServerProtocol:
         """Return how many octets have been received and not parsed yet."""
         return len(self._input) - self._at
 
-    def receive(self, data: bytes) -> None:
-        """Take what the client has sent. `next_event` then tells what it means."""
+    def receive(self, data: bytes) -> int:
+        """Take what the client has sent. `next_event` then tells what it means. Return what `buffered` is now."""
         if self.closed:
-            return
-        self._input = self._input[self._at :] + data if self._at < len(self._input) else data
+            return 0
+        self._input = data = self._input[self._at :] + data if self._at < len(self._input) else data
         self._at = 0
+        return len(data)
 
     def next_event(self) -> Event | None:
         """Return what happens next; None: more must be received first, or a reply is owed, or all is over."""

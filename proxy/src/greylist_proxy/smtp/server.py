@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
-from typing import Any, ClassVar
 
 from greylist_proxy.smtp.conversation import Conversation
 from greylist_proxy.smtp.edge import UPGRADE
@@ -32,7 +30,6 @@ from greylist_proxy.smtp.events import (
     Chunk,
     Data,
     End,
-    Event,
     Foreign,
     Hello,
     Mail,
@@ -57,9 +54,6 @@ class Session(Conversation):
     """One connection. It is also the Flow of its transactions: `pause` and `resume` its client."""
 
     __slots__ = ()
-
-    def _meant(self, event: Event) -> None:
-        self._DO[type(event)](self, event)
 
     def _on_mail(self, event: Mail) -> None:
         if self._is_unnamed:
@@ -172,7 +166,7 @@ class Session(Conversation):
     def _handshake_failed(self, why: str) -> None:
         self._services.log.event("tls", client=self.host, state="failed", error=why)
 
-    _DO: ClassVar[dict[type, Callable[[Session, Any], None]]] = {
+    _DO = {  # noqa: RUF012 - a ClassVar, says Conversation
         Hello: _on_hello,
         Mail: _on_mail,
         Rcpt: _on_rcpt,

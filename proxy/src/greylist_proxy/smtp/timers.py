@@ -9,7 +9,7 @@ numbers once a second costs about a millisecond.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 SWEEP = 1.0  # seconds between two looks
@@ -39,12 +39,15 @@ class Watch:
         self._interval = interval
         self._sessions: set[Timed] = set()
         self._handle: asyncio.TimerHandle | None = None
+        self.now: Callable[[], float] = _no_loop  # the loop's clock, from the first session on
 
     def add(self, session: Timed) -> None:
         """Begin to watch a session."""
         self._sessions.add(session)
         if self._handle is None:
-            self._handle = asyncio.get_running_loop().call_later(self._interval, self._sweep)
+            loop = asyncio.get_running_loop()
+            self.now = loop.time
+            self._handle = loop.call_later(self._interval, self._sweep)
 
     def discard(self, session: Timed) -> None:
         """Forget a session."""
@@ -62,6 +65,10 @@ class Watch:
         now = loop.time()
         for session in [each for each in self._sessions if each.deadline <= now]:
             session.overdue(now)
+
+
+def _no_loop() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Pace:

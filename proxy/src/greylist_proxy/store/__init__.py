@@ -119,7 +119,7 @@ class Allowance:
     earned: Earned
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes one; frozen it would take three times as long to make
 class Logged:
     """A decision as it is kept for questions: the fields of its log line. Addresses are as the client gave them."""
 
