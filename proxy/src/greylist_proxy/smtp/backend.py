@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
             if self.capabilities.pipelining:
                 if replies and replies[-1].code == 421:
                     break  # its last word
-                replies.append(await self.reply(seconds))
+                replies.append(self.take() or await self.reply(seconds))  # they often come together
             else:
                 if replies and not replies[-1].is_positive:
                     break

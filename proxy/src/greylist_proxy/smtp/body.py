@@ -97,7 +97,7 @@ class Body:
             cut = len(data) - len(self._held)
         if self.refusal is not None or not cut:
             return b""
-        piece = self._inspect(data[:cut], dotted=dot >= 0)
+        piece = self._inspect(data[:cut], dotted=0 <= dot <= cut - 3)
         return b"" if self.refusal is not None else piece
 
     def _inspect(self, piece: bytes, *, dotted: bool) -> bytes:

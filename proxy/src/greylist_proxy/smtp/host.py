@@ -95,6 +95,17 @@ class Host:
         """Tell whether it makes sense to ask for a connection now."""
         return (bool(self._idle) and not fresh) or self.breaker.would_admit(self._now())
 
+    def take_kept(self) -> Connection | None:
+        """Return a connection that was kept, where that needs nobody to be waited for; `give` must follow."""
+        opener = self._opener
+        if opener.forward != "none" or self._in_use >= self._settings.max_connections:
+            return None
+        connection = self._pop()
+        if connection is not None:
+            self._in_use += 1
+            self._lend(connection, opener)
+        return connection
+
     async def take(self, introduction: Introduction, patience: float, *, fresh: bool) -> Connection:
         """Return a connection on which this client is known; `give` must follow. BackendError: there is none.
 

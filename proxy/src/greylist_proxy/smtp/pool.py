@@ -187,6 +187,8 @@ class Backends:
         patience = self.settings.timeouts.slot / max(len(self._hosts), 1)
         errors: list[BackendError] = []
         for host in self._hosts:
+            if not fresh and (kept := host.take_kept()) is not None:
+                return kept
             if not host.may_take(fresh=fresh):
                 continue
             try:

@@ -40,6 +40,26 @@ class Relay:
     `finish` runs at a time; `abandon` and `close` may come at any moment.
     """
 
+    __slots__ = (
+        "_backends",
+        "_bytes",
+        "_connection",
+        "_endpoint",
+        "_failure",
+        "_flow",
+        "_ident",
+        "_in_body",
+        "_introduction",
+        "_is_closed",
+        "_is_waiting",
+        "_log",
+        "_may_begin_anew",
+        "_parameters",
+        "_sender",
+        "_started",
+        "_tasks",
+    )
+
     def __init__(
         self,
         backends: Backends,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 from greylist_proxy.client import Client
@@ -79,8 +79,11 @@ def _date(second: int) -> str:
     return email.utils.format_datetime(datetime.datetime.fromtimestamp(second, datetime.UTC))
 
 
-def _folded(words: Iterable[str]) -> str:
+def _folded(words: Sequence[str]) -> str:
     """Put words on a line, and on more lines where they are too long for one."""
+    line = " ".join(words)
+    if len(line) < WIDTH:
+        return line
     lines: list[str] = []
     for word in words:
         if lines and len(lines[-1]) + len(word) < WIDTH - 1:
