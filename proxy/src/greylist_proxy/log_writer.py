@@ -111,14 +111,13 @@ class LineWriter:
 
 def pieces(lines: list[str]) -> Iterator[tuple[int, bytes]]:
     """Join lines, with their ends, into pieces of up to `PIECE` bytes; with each goes the number of its lines."""
-    start, size = 0, 0
-    for number, line in enumerate(lines):
-        if number > start and size + len(line) + 1 > PIECE:
-            yield number - start, _joined(lines[start:number])
-            start, size = number, 0
-        size += len(line) + 1
-    if lines:
-        yield len(lines) - start, _joined(lines[start:])
+    whole = _joined(lines) if lines else b""
+    start = 0
+    while start < len(whole):
+        end = whole.rfind(b"\n", start, start + PIECE) + 1 or whole.index(b"\n", start + PIECE) + 1
+        piece = whole[start:end]
+        yield piece.count(b"\n"), piece
+        start = end
 
 
 def _joined(lines: list[str]) -> bytes:

@@ -205,7 +205,7 @@ class Transaction:
         return reply
 
     def _decide_now(self, recipient: Path, refusal: Decision | None) -> Decision | None:
-        """Decide on a recipient where neither the backend nor a list nor the network is to be asked; None: `_decide`."""
+        """Decide on a recipient where neither the backend nor a list nor the DNS is to be asked; None: `_decide`."""
         services = self._services
         if refusal is not None or services.verify_recipient_first or services.harvesters:
             return None

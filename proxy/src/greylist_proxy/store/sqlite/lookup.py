@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from greylist_proxy.policy import Earned, Record, Rules, Triplet
-from greylist_proxy.store.sqlite.overlay import Kept, shared_triplet
+from greylist_proxy.store.sqlite.overlay import Kept, shared_recipient
 from greylist_proxy.store.sqlite.values import from_ms, to_ms
 
 
@@ -65,7 +65,8 @@ LEFT JOIN pending ON pending.client = ?6 AND pending.sender = ?7 AND pending.rec
 LEFT JOIN pending AS shared ON shared.client = ?6 AND shared.sender = '' AND shared.recipient = ?9
 LEFT JOIN earned ON earned.earner = ?10
 """
-_NOTHING = Kept(None, None)
+NOTHING = Kept(None, None)
+_UNKNOWN = (None,) * 7
 
 
 def look_up(
@@ -79,8 +80,8 @@ def look_up(
         connection.execute("BEGIN")
     try:
         for triplet, earner, now in questions:
-            shared = shared_triplet(triplet.client, triplet.recipient)
-            asked = (writer, to_ms(now), lifetime, retry_window, most_pending, *triplet, shared.recipient, earner)
+            shared = shared_recipient(triplet.recipient)
+            asked = (writer, to_ms(now), lifetime, retry_window, most_pending, *triplet, shared, earner)
             row = connection.execute(_LOOK_UP, asked).fetchone()
             committed = row[0] or 0
             answers.append(_answer(row))
@@ -92,12 +93,14 @@ def look_up(
 
 
 def _answer(row: tuple[int | None, ...]) -> Answer:
+    if row[1:8] == _UNKNOWN:  # which is so for most: spam
+        return Answer(NOTHING, NOTHING, None, row[8] or 0)
     _committed, known_first, known_last, pending_first, shared_first, passes, counted_at, last_used, pending = row
     known = None if known_first is None or known_last is None else Record(from_ms(known_first), from_ms(known_last))
     waits = None if pending_first is None else Record(from_ms(pending_first))
     return Answer(
-        _NOTHING if known is None and waits is None else Kept(known, waits),
-        _NOTHING if shared_first is None else Kept(None, Record(from_ms(shared_first))),
+        NOTHING if known is None and waits is None else Kept(known, waits),
+        NOTHING if shared_first is None else Kept(None, Record(from_ms(shared_first))),
         None
         if passes is None or counted_at is None or last_used is None
         else Earned(passes, from_ms(counted_at), from_ms(last_used)),

@@ -29,8 +29,13 @@ from greylist_proxy.store import Logged
 
 def shared_triplet(client: str, recipient: str) -> Triplet:
     """Return the triplet of the record that a client's triplets share by rule 7."""
+    return Triplet(client, "", shared_recipient(recipient))
+
+
+def shared_recipient(recipient: str) -> str:
+    """Return the recipient of `shared_triplet`."""
     _local, at, domain = recipient.rpartition("@")
-    return Triplet(client, "", f"@{domain if at else ''}")
+    return f"@{domain}" if at else "@"
 
 
 def is_shared(triplet: Triplet) -> bool:
@@ -160,6 +165,15 @@ class Overlay:
                 for delivery in generation.earned.get(earner, ()):
                     kept = policy.earn(kept, delivery.time, rules, counts=delivery.counts)
         return kept
+
+    def is_silent(self, triplet: Triplet, shared: Triplet, earner: str) -> bool:
+        """Tell whether nothing is written behind about these, so that what the file says is all."""
+        for generation in (self.filling, self.sealed):
+            if generation is not None and (
+                triplet in generation.records or shared in generation.records or earner in generation.earned
+            ):
+                return False
+        return True
 
     @property
     def has_passed(self) -> bool:
