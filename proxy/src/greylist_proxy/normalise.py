@@ -66,7 +66,8 @@ def address_key(address: str) -> str:
     local, at, domain = composed(address).rpartition("@")
     if not at:
         return domain
-    return f"{_stable(local)}@{domain_key(domain)}"
+    # What has neither digits nor signs has nothing to take off.
+    return f"{local if local.isalpha() else _stable(local)}@{domain_key(domain)}"
 
 
 def recipient_key(address: str) -> str:
@@ -88,8 +89,7 @@ def composed(text: str) -> str:
 
 
 def _stable(local: str) -> str:
-    # What has neither digits nor signs has nothing to take off; nor has one in quotes.
-    if local.isalpha() or local.startswith('"'):
+    if local.startswith('"'):
         return local
     # A tag may hide another one. Each round leaves fewer letters and digits, so there is an end.
     while (shorter := _untagged(local)) != local:

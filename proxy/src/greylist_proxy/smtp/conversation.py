@@ -88,10 +88,15 @@ class Conversation(Edge):
             self._greet()
 
     def _greet(self) -> None:
-        self._released()
+        if self._wait is not None or self._pause:
+            self._released()
         self._greeted = True
         self._core.say(_banner(self._services.hostname))
-        self._go_on()
+        if self._early or self._eof or self._stopping:
+            self._go_on()
+        else:  # there is nothing to be looked at
+            self._flush()
+            self._await_command(happened=True)
 
     # -- input --
 
@@ -168,7 +173,7 @@ class Conversation(Edge):
             self._eof or self._stopping or self._pause or self._scheduled or self._core.closed or self._task
         )
         if is_usual and self._wait is None and self._pace is None:
-            self._await_command(happened)
+            self._await_command(happened=happened)
             return
         if self._eof and not self._is_busy():
             self._gone()
@@ -192,9 +197,9 @@ class Conversation(Edge):
             self.deadline = min(self._until, self._pace.deadline(now, settings.data_timeout, settings.min_data_rate))
             self._awaited = False
         else:
-            self._await_command(happened)
+            self._await_command(happened=happened)
 
-    def _await_command(self, happened: bool) -> None:
+    def _await_command(self, *, happened: bool) -> None:
         # A piece of a line does not begin the time anew.
         if happened or not self._awaited:
             deadline = self._watch.now() + self._services.settings.command_timeout

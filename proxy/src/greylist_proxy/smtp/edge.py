@@ -256,7 +256,7 @@ class Edge(SMTP):
         self._watch.discard(self)
         self._services.connections.leave()
         if self._is_counted:
-            self._services.connections.part(client_key(self.host))
+            self._services.connections.part(client_key(self._host if self._named is None else self._named.address))
         self._gone()
 
     # -- reading, writing, the end --

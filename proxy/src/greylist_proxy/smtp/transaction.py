@@ -241,9 +241,10 @@ class Transaction:
         return decision.verdict is Verdict.DEFER and decision.reason in VERIFIED_FIRST and not self._is_callout
 
     def _take_note(self, decision: Decision) -> None:
-        if decision.is_trapped:
+        is_trapped = decision.is_trapped
+        if is_trapped:
             self.is_trapped = True
-        if decision.is_trapped or (decision.verdict is Verdict.BLOCK and decision.reason not in ANSWERS):
+        if is_trapped or (decision.verdict is Verdict.BLOCK and decision.reason not in ANSWERS):
             self.slow = True
 
     def _answer(self, decision: Decision, ident: str) -> Reply | None:
