@@ -187,6 +187,8 @@ def measure_messages(folder: Path, options: argparse.Namespace, size: int, count
             taker = start(peer("taker"))
             ways.append((start(proxy("to a server in Python", folder, taker.port, **passing)), taker))
             ways.append((start(proxy("the same with XCLIENT", folder, taker.port, **xclient)), taker))
+            if (os.cpu_count() or 1) > 1:
+                ways.append((start(proxy("two workers", folder, target.port, **passing, smtp={"workers": 2})), target))
         turns: list[list[Turn]] = [[] for _way in ways]
         for way in ways:
             send(*way, size, max(count // 10, connections), connections)
