@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 from greylist_proxy.log import Log
 from greylist_proxy.names import confirmed_name, looks_dynamic, registrable_domain
-from greylist_proxy.patience import within
+from greylist_proxy.patience import in_a_task, within
 from greylist_proxy.policy import Identity
 from greylist_proxy.resolver import Address, Resolver
 from greylist_proxy.spf import Spf, SpfChecker
@@ -143,6 +143,7 @@ class Origin:
     async def _ask(self, question: Callable[[Origin], Coroutine[Any, Any, T]], otherwise: T) -> T:
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().time() + self._identifier.timeout
+        await in_a_task()
         try:
             return await within(question(self), self._deadline)
         except TimeoutError:

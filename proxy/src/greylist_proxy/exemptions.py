@@ -33,6 +33,7 @@ from greylist_proxy.lists.entries import EntryError, fold, fold_name
 from greylist_proxy.lists.postgrey import Loaded
 from greylist_proxy.lists.runtime import RuntimeEntries
 from greylist_proxy.lists.tables import Match, Tables
+from greylist_proxy.patience import in_a_task
 from greylist_proxy.policy import EXEMPT, Decision, Reason, Verdict, is_exempt
 from greylist_proxy.resolver import Resolver
 from greylist_proxy.store import Changes, Entry
@@ -146,6 +147,7 @@ class Exemptions:
         lists = self._configured.dns_lists
         if self._resolver is None or not lists:
             return None
+        await in_a_task()
         zone = await dns_lists.listed(self._resolver, origin.client.address, lists)
         return Decision(Verdict.ALLOW, Reason.DNS_ALLOWED, rule=zone) if zone else None
 

@@ -20,9 +20,9 @@ from greylist_proxy.client import Origin
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.log import DEL, ESCAPED_DEL, Log, quoted
 from greylist_proxy.normalise import address_key, recipient_key
-from greylist_proxy.patience import within
+from greylist_proxy.patience import in_a_task, within
 from greylist_proxy.policy import Decision, Found, Identity, Mode, Reason, Rules, Verdict
-from greylist_proxy.store import Action, Entry, Kind, Logged, Source, Store
+from greylist_proxy.store import Action, Entry, Kind, Logged, Sighting, Source, Store
 from greylist_proxy.tasks import Tasks
 
 P = ParamSpec("P")
@@ -71,20 +71,25 @@ class Gate:
 
         Only where no list has to be looked at and the store reads at once. It is what most decisions are.
         """
-        if self._failing or self.rules.mode is not Mode.ENFORCE or not self._exemptions.are_none:
+        if self.rules.mode is not Mode.ENFORCE or not self._exemptions.are_none:
             return None
         if policy.is_exempt(recipient):
             return policy.EXEMPT
         identities = origin.known_identities()
         if identities is None:
             return None
-        try:
-            sighting = self._store.observe_now(identities, address_key(origin.sender), recipient_key(recipient))
-        except Exception:  # noqa: BLE001 - `decide` runs into it as well, and knows what follows
-            return None
+        sighting = self._observe_now(identities, address_key(origin.sender), recipient_key(recipient))
         if sighting is None:
             return None
         return policy.judge(list(zip(identities, sighting.found, strict=True)), sighting.now, self.rules)
+
+    def _observe_now(self, identities: Sequence[Identity], sender: str, recipient: str) -> Sighting | None:
+        if self._failing:
+            return None
+        try:
+            return self._store.observe_now(identities, sender, recipient)
+        except Exception:  # noqa: BLE001 - who asks runs into it as well, and knows what follows
+            return None
 
     async def decide(self, origin: Origin, recipient: str, *, record: bool = True) -> Decision:
         """Judge a sighting, now. Never raises; `record=False` only looks, and changes nothing."""
@@ -101,7 +106,12 @@ class Gate:
         identities = await origin.identities()
         listed = await self._exemptions.dns_allowed(origin)
         sender, to = address_key(origin.sender), recipient_key(recipient)
-        sighting = await self._ask(self._store.observe, identities, sender, to, record=record and listed is None)
+        sighting = None
+        if record and listed is None:
+            sighting = self._observe_now(identities, sender, to)
+        if sighting is None:
+            await in_a_task()
+            sighting = await self._ask(self._store.observe, identities, sender, to, record=record and listed is None)
         if sighting is None:
             return listed or self._on_failure
         decision = policy.judge(list(zip(identities, sighting.found, strict=True)), sighting.now, self.rules)
@@ -134,6 +144,7 @@ class Gate:
             address = origin.client.text
             note = f"mailed the spam trap {recipient}"
             entry = Entry(Kind.CLIENT, address, Action.BLOCK, Source.TRAP, now, now + self.trap_block, note)
+            await in_a_task()
             if await self._ask(self._store.put_entry, entry):
                 self._exemptions.put(entry)
             undo = f"greylist-proxy entries remove client {address}"

@@ -190,7 +190,6 @@ class Transaction:
             return error.reply
         decision, verified = self._decide_now(recipient, refusal), None
         if decision is None:
-            await in_a_task()
             decision, verified = await self._decide(recipient, refusal)
         self._services.gate.record(self._origin, address, decision, ident, is_early=self._visitor.early)
         self._take_note(decision)
@@ -205,10 +204,12 @@ class Transaction:
         return reply
 
     def _decide_now(self, recipient: Path, refusal: Decision | None) -> Decision | None:
-        """Decide on a recipient where neither the backend nor a list nor the DNS is to be asked; None: `_decide`."""
+        """Decide on a recipient in the ways that are most frequent, and need nobody to be asked; None: `_decide`."""
         services = self._services
-        if refusal is not None or services.verify_recipient_first or services.harvesters:
+        if services.verify_recipient_first or services.harvesters.has(self._visitor.client):
             return None
+        if refusal is not None:
+            return refusal
         own = services.gate.decide_now(self._origin, recipient.address)
         return None if own is None else policy.in_transaction(own, self._first)
 
@@ -230,6 +231,7 @@ class Transaction:
             return policy.UNKNOWN_RECIPIENT, None
         if services.verify_recipient_first and self._is_to_be_verified(decision):
             # After the decision, so that traps close, and nobody is verified who is put to the backend anyway.
+            await in_a_task()
             reply = await services.verifier.refusal(
                 services.backends, self._mail.path, self._mail.parameters, address, self._introduction()
             )
