@@ -162,7 +162,7 @@ class Transaction:
         self._promised = promised if hello.esmtp else NO_PROMISES
         self._origin = services.identifier.origin(visitor.client, hello.name, sender.address)
         self._is_callout = not sender.address or sender.local.lower() in CALLOUT_SENDERS
-        self._ident = f"{random.getrandbits(48):012X}"  # noqa: S311 - a name; to ask the system costs a call
+        self._ident = f"{random.getrandbits(48):012X}"  # a name, no secret: asking the system costs a call
         self._asked = 0  # RCPT commands, whatever became of them
         self._first: Decision | None = None  # the decision that set the transaction's verdict
         self._relay: Relay | None = None  # once a recipient has passed
