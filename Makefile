@@ -64,9 +64,11 @@ integration: ## Real programs against the lab on both backends
 	    .cache/venvs/test-oldest/bin/pytest -n auto tests/unit tests/integration/test_windows.py \
 	        tests/integration/test_exchange.py -k 'not wine' && \
 	    .cache/venvs/test-oldest/bin/pytest -n auto proxy/tests; fi
-	@# Where nobody waits: a search, and a soak.
+	@# Where nobody waits: a search, and a soak, side by side.
 	if [ "$${CI-}" = true ]; then \
-	    $(MAKE) --no-print-directory fuzz FUZZ_SECONDS=120 && $(MAKE) --no-print-directory soak SOAK_SECONDS=300; fi
+	    $(MAKE) --no-print-directory fuzz FUZZ_SECONDS=120 & search=$$!; \
+	    soaked=0; $(MAKE) --no-print-directory soak SOAK_SECONDS=300 || soaked=$$?; \
+	    wait $$search && exit $$soaked; fi
 
 .PHONY: fuzz
 fuzz: ## Search for inputs that break what the proxy reads (FUZZ_SECONDS=600)

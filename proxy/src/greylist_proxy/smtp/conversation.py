@@ -44,7 +44,7 @@ class Conversation(Edge):
     """The middle of a session, around its protocol core."""
 
     # What each event of the core means.
-    _DO: ClassVar[dict[type[Event], Callable[[Any, Any], None]]]
+    _DO: ClassVar[dict[type[Event], Callable[[Any, Any], None]]] = {}
 
     __slots__ = (
         "_awaited",
