@@ -40,8 +40,9 @@ sys.path.insert(0, str(ROOT / "proxy"))
 import smtp_memory  # noqa: E402
 from smtp_figures import TARGETS, Row, Turn, judge, rates, table, verdicts  # noqa: E402
 from smtp_load import RECIPIENT, Crowd, Unexpected  # noqa: E402
-from smtp_servers import Proxy, Server, Settings, Sink, Unmeasurable, free_port, peer, program, proxy, sink  # noqa: E402
+from smtp_servers import Proxy, Server, Settings, Sink, Unmeasurable, peer, program, proxy, sink  # noqa: E402
 from tests.dns_server import DnsServer  # noqa: E402
+from tests.peers import free_port  # noqa: E402
 
 DESCRIPTION = """\
 Measure greylist-proxy's SMTP side against stock aiosmtpd, a bare line protocol, and Postfix's smtp-sink directly.

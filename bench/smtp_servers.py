@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import socket
@@ -33,15 +32,6 @@ SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/libexec
 
 class Unmeasurable(Exception):
     """Something is missing, or did not run as it should; the text says what to do."""
-
-
-def free_port() -> int:
-    """Return a port for a server that can't choose one; below those that outgoing connections get."""
-    while True:
-        port = secrets.randbelow(12_000) + 20_000
-        with socket.socket() as listener, contextlib.suppress(OSError):
-            listener.bind(("127.0.0.1", port))
-            return port
 
 
 def program(name: str) -> str:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .peers import DEADLINE
+from .peers import DEADLINE, ThreadedServer
 
 # How a line may end, and the look-ahead that a CR needs, as an LF may follow.
 LINE_ENDS = {
@@ -33,27 +32,13 @@ class Taken:
     text: bytes
 
 
-class LenientServer:
+class LenientServer(ThreadedServer):
     """Takes mail, with one of LINE_ENDS."""
 
     def __init__(self, line_end: str) -> None:
         self.taken: list[Taken] = []
         self._line_end = re.compile(LINE_ENDS[line_end])
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Take no more connections."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ignored = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        self.listen()
 
     def _lines(self, connection: socket.socket) -> Iterator[bytes]:
         waiting = b""

@@ -137,8 +137,34 @@ POLITE: dict[str, Any] = {
 }
 
 
+class ThreadedServer:
+    """Takes connections on a loopback port of its own, each in a thread."""
+
+    def listen(self) -> None:
+        """Begin, once all is there that `_serve` needs."""
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        # shutdown wakes accept(), close alone does not.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ignored = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        raise NotImplementedError
+
+
 @dataclass
-class ScriptedPeer:
+class ScriptedPeer(ThreadedServer):
     """A mail server by script: what it says at each point, and what it heard.
 
     With a `context` it goes over to TLS once it has said its 220 to STARTTLS. Replies may be changed while it runs.
@@ -153,24 +179,10 @@ class ScriptedPeer:
         self.tls: list[str] = []  # the TLS versions that were agreed upon
         self.messages: list[bytes] = []  # whole messages on the wire, with their final dot
         self.fragments: list[bytes] = []  # what came of messages whose final dot never did
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        # shutdown wakes accept(), close alone does not.
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self.listen()
 
     def verbs(self) -> list[str]:
         return [line.split()[0].split(b":")[0].decode().upper() for line in self.lines]
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ignored = self._listener.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         connection.settimeout(DEADLINE)

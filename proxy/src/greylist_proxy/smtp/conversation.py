@@ -175,13 +175,9 @@ class Conversation(Edge):
         if is_usual and self._wait is None and self._pace is None:
             self._await_command(happened=happened)
             return
-        if self._eof and not self._is_busy():
+        if (self._eof or self._core.closed) and not self._is_busy():  # closed: a 421 was the reply
             self._gone()
             self._close()
-            return
-        if self._core.closed and not self._is_busy():
-            self._gone()
-            self._close()  # a 421 was the reply
             return
         if self._stopping and self._is_idle():
             self._leave(STOPPING, "stopped")

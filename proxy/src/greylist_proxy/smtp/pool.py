@@ -262,12 +262,13 @@ class Backends:
 
     def log_failure(self, ident: str | None, endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
         """Log that a host did not take a transaction; what somebody has to mend is an alarm."""
-        self._log.event(
-            "relay",
-            outcome=error.outcome,
-            stage=stage,
-            id=ident,
-            backend=str(endpoint) if endpoint else None,
-            error=str(error),
-            **({"level": "alarm"} if error.outcome == "trouble" else {}),
-        )
+        log_relay(self._log, error.outcome, stage, ident, endpoint, error=str(error))
+
+
+def log_relay(
+    log: Log, outcome: str, stage: str, ident: str | None, endpoint: Endpoint | None, **fields: object
+) -> None:
+    """Write what became of a transaction at a mail server; `trouble` is an alarm: it is not the mail's fault."""
+    level = {"level": "alarm"} if outcome == "trouble" else {}
+    backend = str(endpoint) if endpoint else None
+    log.event("relay", outcome=outcome, stage=stage, id=ident, backend=backend, **fields, **level)

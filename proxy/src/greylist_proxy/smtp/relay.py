@@ -28,7 +28,7 @@ from greylist_proxy.smtp.backend import GONE, TROUBLE, UNREACHABLE, BackendError
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.parameters import Parameter
-from greylist_proxy.smtp.pool import Backends, Recipient
+from greylist_proxy.smtp.pool import Backends, Recipient, log_relay
 from greylist_proxy.smtp.replies import Reply
 from greylist_proxy.tasks import Tasks
 
@@ -265,18 +265,16 @@ class Relay:
         return error.reply
 
     def _report(self, stage: str, outcome: str, code: int | None = None, error: str | None = None) -> None:
-        self._log.event(
-            "relay",
-            outcome=outcome,
-            stage=stage,
-            id=self._ident,
-            backend=str(self._endpoint) if self._endpoint else None,
+        log_relay(
+            self._log,
+            outcome,
+            stage,
+            self._ident,
+            self._endpoint,
             code=code,
             bytes=self._bytes,
             seconds=round(time.monotonic() - self._started, 3),
             error=error,
-            # Somebody has to look after it: it is not the mail's fault.
-            **({"level": "alarm"} if outcome == "trouble" else {}),
         )
 
 
