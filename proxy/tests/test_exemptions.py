@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -40,7 +39,7 @@ class Visitor:
 
     @property
     def client(self) -> Client:
-        return Client(ipaddress.ip_address(self.address), "192.0.2.0/24")
+        return Client(self.address, "192.0.2.0/24")
 
     async def names(self) -> tuple[str, ...]:
         self.asked.append("names")

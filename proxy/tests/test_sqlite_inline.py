@@ -82,13 +82,17 @@ def be_slow() -> None:
     time.sleep(inline.SLOW * 1.5)
 
 
+def be_very_slow() -> None:
+    time.sleep(inline.VERY_SLOW * 1.1)
+
+
 def fail() -> None:
     raise sqlite3.OperationalError("database is locked")
 
 
-@pytest.mark.parametrize("trouble", [be_slow, fail])
-def test_a_slow_or_failing_look_holds_the_loop_once(
-    files: Files, spy: Spy, monkeypatch: pytest.MonkeyPatch, trouble: Callable[[], None]
+@pytest.mark.parametrize(("trouble", "times"), [(be_slow, 2), (be_very_slow, 1), (fail, 1)])
+def test_a_slow_or_failing_look_does_not_hold_the_loop_for_long(
+    files: Files, spy: Spy, trouble: Callable[[], None], times: int
 ) -> None:
     async def play() -> None:
         store = files.impatient(5)
@@ -98,8 +102,26 @@ def test_a_slow_or_failing_look_holds_the_loop_once(
         looks = len(spy.in_loop)
         for _n in range(20):
             assert await reason(store) == "early"
-        assert spy.in_loop[looks:].count(True) == 1
+        assert spy.in_loop[looks:].count(True) == times
         assert not spy.last
+
+    files.run(play())
+
+
+def test_a_processor_that_is_taken_away_now_and_then_is_no_slow_disk(
+    files: Files, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline, "SOON", 0.0)
+
+    async def play() -> None:
+        store = files.impatient(5)
+        await reason(store)
+        await until_inline(store, spy)
+        spy.before = be_slow
+        looks = len(spy.in_loop)
+        for _n in range(5):
+            assert await reason(store) == "early"
+        assert all(spy.in_loop[looks:])
 
     files.run(play())
 

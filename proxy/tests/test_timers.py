@@ -23,6 +23,9 @@ class Idle:
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.called = 0
+        self.flushed = 0
+        self.fails = False
+        self.errors: list[str] = []
 
     def overdue(self, now: float) -> None:
         self.called += 1
@@ -33,6 +36,33 @@ class Idle:
 
     def abort(self) -> None:
         """Not asked for here."""
+
+    def flush(self) -> None:
+        self.flushed += 1
+        if self.fails:
+            raise RuntimeError("not written")
+
+    def failed(self, error: Exception) -> None:
+        self.errors.append(str(error))
+
+
+def test_replies_go_out_after_all_had_their_turn() -> None:
+    async def look() -> None:
+        loop = asyncio.get_running_loop()
+        watch = Watch()
+        first, broken, last = Idle(NEVER), Idle(NEVER), Idle(NEVER)
+        broken.fails = True
+        flushed: list[int] = []
+        for each in (first, broken, last):
+            # As the loop calls for sockets that are readable in one round.
+            loop.call_soon(watch.flush_later, each)
+            loop.call_soon(lambda: flushed.append(first.flushed))
+        await until(lambda: last.flushed)
+        assert flushed == [0, 0, 0]
+        assert (first.flushed, broken.flushed, last.flushed) == (1, 1, 1)
+        assert (first.errors, broken.errors, last.errors) == ([], ["not written"], [])
+
+    run(look())
 
 
 def test_the_sweep_finds_who_is_overdue() -> None:

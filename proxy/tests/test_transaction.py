@@ -45,6 +45,12 @@ UNKNOWN_USER = Reply(550, (b"5.1.1 <x>: no such user",))
 UTF8 = Parameter("SMTPUTF8", "SMTPUTF8", "")
 
 
+async def answer(transaction: Transaction, recipient: str, parameters: Sequence[Parameter] = ()) -> Reply:
+    """Ask for a recipient, and wait for the answer where it is not there at once."""
+    answer = transaction.rcpt(recipient, parameters)
+    return answer if isinstance(answer, Reply) else await answer
+
+
 class Behind:
     """The mail server behind: what it knows, and what it heard; users whose names begin with `no` are not there."""
 
@@ -173,20 +179,20 @@ class Stage:
         tls: str = "",
         promised: Capabilities | None = ALL,
     ) -> Transaction:
-        visitor = Visitor(identify(source, 24, 64), 40000, "127.0.0.1", 25, tls, early)
+        visitor = Visitor(identify(source, 24, 64), 40000, lambda: ("127.0.0.1", 25), tls, early)
         mail = Mail(parse_sender(sender), parameters)
         return Transaction(self.services, visitor, Hello(helo, esmtp), mail, cast("Any", None), promised)
 
     async def rcpt(self, recipient: str, sender: str = "a@far.test", source: str = "192.0.2.7") -> str:
         """Ask for one recipient in a transaction of its own."""
         transaction = self.mail(sender, source)
-        reply = await transaction.rcpt(recipient, ())
+        reply = await answer(transaction, recipient)
         transaction.abandon("reset")
         return str(reply)
 
     async def deliver(self, recipient: str, sender: str = "a@far.test", source: str = "192.0.2.7") -> str:
         transaction = self.mail(sender, source)
-        assert (await transaction.rcpt(recipient, ())).is_positive
+        assert (await answer(transaction, recipient)).is_positive
         assert (await transaction.data()).code == 354
         return str(await transaction.commit())
 
@@ -225,7 +231,7 @@ def stage(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage
 def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
     async def dialogue() -> None:
         first = stage.mail()
-        reply = await first.rcpt("u@here.test", ())
+        reply = await answer(first, "u@here.test")
         ident = stage.decisions()[0]["id"]
         assert re.fullmatch("[0-9A-F]{12}[.]1", ident)
         assert str(reply) == f"450 4.7.1 Greylisted, 60 s ({ident})"
@@ -236,7 +242,7 @@ def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
         stage.clock.step(61)
         notify, size = Parameter("notify=NEVER", "NOTIFY", "NEVER"), Parameter("SIZE=7", "SIZE", "7")
         second = stage.mail("a@far.test", "192.0.2.9", size)
-        assert await second.rcpt("u@here.test", (notify,)) == TAKEN
+        assert await answer(second, "u@here.test", (notify,)) == TAKEN
         assert await second.data() == GO_ON
         second.write(b"Subject: x\r\n")
         second.write(b"\r\n..x\r\n")
@@ -255,7 +261,7 @@ def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
         assert relay.introduction == Introduction(
             identify("192.0.2.9", 24, 64).address, 40000, "127.0.0.1", 25, None, "c.test", True
         )
-        assert await stage.mail().rcpt("u@here.test", ()) == TAKEN
+        assert await answer(stage.mail(), "u@here.test") == TAKEN
         assert stage.reasons() == ["new", "retried", "known"]
 
     stage.run(dialogue)
@@ -298,7 +304,7 @@ def test_the_answer_to_data_without_recipients(stage: Stage, recipients: list[st
             stage.services.acceptance = Acceptance.load(["here.test"], unknown_domain="defer")
         transaction = stage.mail()
         for recipient in recipients:
-            await transaction.rcpt(recipient, ())
+            await answer(transaction, recipient)
         assert str(await transaction.data()).startswith(answer)
 
     stage.run(dialogue)
@@ -308,7 +314,7 @@ def test_too_many_recipients_are_to_come_again(stage: Stage) -> None:
     async def dialogue() -> None:
         stage.services.max_recipients = 3
         transaction = stage.mail()
-        replies = [str(await transaction.rcpt(f"u{number}@away.test", ()))[:9] for number in range(4)]
+        replies = [str(await answer(transaction, f"u{number}@away.test"))[:9] for number in range(4)]
         assert replies == ["550 5.7.1"] * 3 + ["452 4.5.3"]
         assert (await transaction.data()).is_temporary, "there was one that nobody looked at"
         assert len(stage.decisions()) == 3
@@ -319,7 +325,7 @@ def test_too_many_recipients_are_to_come_again(stage: Stage) -> None:
 def test_an_empty_message_has_its_received_all_the_same(stage: Stage) -> None:
     async def dialogue() -> None:
         transaction = stage.mail()
-        await transaction.rcpt("abuse@here.test", ())
+        await answer(transaction, "abuse@here.test")
         await transaction.data()
         assert stage.behind.relays[0].content == b""  # it goes with what comes first of the message
         await transaction.commit()
@@ -334,16 +340,16 @@ def test_for_names_nobody_when_there_are_two(stage: Stage) -> None:
 
     async def dialogue() -> None:
         transaction = stage.mail()
-        await transaction.rcpt("postmaster@here.test", ())
-        await transaction.rcpt("abuse@here.test", ())
+        await answer(transaction, "postmaster@here.test")
+        await answer(transaction, "abuse@here.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"here.test" not in stage.behind.relays[0].content
         # The refused and the deferred do not get the message.
         transaction = stage.mail()
-        await transaction.rcpt("u@here.test", ())
-        await transaction.rcpt("abuse@here.test", ())
-        await transaction.rcpt("abuse@away.test", ())
+        await answer(transaction, "u@here.test")
+        await answer(transaction, "abuse@here.test")
+        await answer(transaction, "abuse@away.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b" for <abuse@here.test>;" in stage.behind.relays[1].content
@@ -359,12 +365,12 @@ def test_received_says_how_it_came(stage: Stage) -> None:
             ({"helo": "no name\r\nX: y"}, b"from unknown ([192.0.2.7])"),
         ):
             transaction = stage.mail(**cast("Any", changes))
-            await transaction.rcpt("abuse@here.test", ())
+            await answer(transaction, "abuse@here.test")
             await transaction.data()
             transaction.write(b"Subject: x\r\n")
             assert words in stage.behind.relays[-1].content
         transaction = stage.mail("a@far.test", "192.0.2.7", UTF8)
-        await transaction.rcpt("abuse@bücher.test", ())
+        await answer(transaction, "abuse@bücher.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"with UTF8SMTP id" in stage.behind.relays[-1].content
@@ -377,7 +383,7 @@ def test_a_name_that_is_known_is_told(stage: Stage, monkeypatch: pytest.MonkeyPa
     async def dialogue() -> None:
         monkeypatch.setattr(Origin, "known_names", ("mx1.far.test", "mx2.far.test"))
         transaction = stage.mail(helo="mx2.far.test")
-        await transaction.rcpt("abuse@here.test", ())
+        await answer(transaction, "abuse@here.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"from mx2.far.test (mx2.far.test [192.0.2.7])\r\n" in stage.behind.relays[0].content
@@ -392,10 +398,10 @@ def test_a_name_that_is_known_is_told(stage: Stage, monkeypatch: pytest.MonkeyPa
 def test_the_relay_is_told_what_the_client_was_promised(stage: Stage) -> None:
     async def dialogue() -> None:
         for promised in (ALL, None):
-            await stage.mail(promised=promised).rcpt("abuse@here.test", ())
+            await answer(stage.mail(promised=promised), "abuse@here.test")
             assert stage.behind.relays[-1].promised is promised
         # HELO: nothing was promised, and nothing can be broken.
-        await stage.mail(esmtp=False, promised=None).rcpt("abuse@here.test", ())
+        await answer(stage.mail(esmtp=False, promised=None), "abuse@here.test")
         assert stage.behind.relays[-1].promised == Capabilities()
 
     stage.run(dialogue)
@@ -418,11 +424,11 @@ def test_greylisting_goes_on_without_a_backend(stage: Stage) -> None:
 def test_after_a_failure_of_ours_the_backend_counts_as_lost(stage: Stage) -> None:
     async def dialogue() -> None:
         transaction = stage.mail()
-        assert (await transaction.rcpt("abuse@here.test", ())).is_positive
+        assert (await answer(transaction, "abuse@here.test")).is_positive
         transaction.fail()
         (relay,) = stage.behind.relays
         assert relay.ends == ["close"]
-        assert (await transaction.rcpt("postmaster@here.test", ())).is_temporary
+        assert (await answer(transaction, "postmaster@here.test")).is_temporary
         assert (await transaction.data()).is_temporary
         assert (await transaction.commit()).is_temporary
         assert "finish" not in relay.ends
@@ -448,12 +454,12 @@ def test_what_the_backend_took_is_taken_whatever_fails_here(stage: Stage, monkey
 def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
     async def dialogue() -> None:
         transaction = stage.mail("")
-        assert (await transaction.rcpt("nobody@here.test", ())) == UNKNOWN_USER
+        assert (await answer(transaction, "nobody@here.test")) == UNKNOWN_USER
         assert stage.services.callouts == 1
         if when == "before":
             transaction.abandon("client-gone")
         else:
-            await transaction.rcpt("abuse@here.test", ())
+            await answer(transaction, "abuse@here.test")
             await transaction.data()
             if when == "after":
                 transaction.abandon("client-gone")
@@ -475,13 +481,13 @@ def test_callouts_hold_so_many_connections_and_no_more(stage: Stage) -> None:
             stage.mail(("", "postmaster@far.test", "Double-Bounce@far.test")[number % 3], f"192.0.2.{number}")
             for number in range(MAX_CALLOUTS + 1)
         ]
-        replies = [str(await each.rcpt("u@here.test", ()))[:9] for each in transactions]
+        replies = [str(await answer(each, "u@here.test"))[:9] for each in transactions]
         assert replies == ["250 2.0.0"] * MAX_CALLOUTS + ["451 4.3.2"]
         assert len(stage.behind.relays) == MAX_CALLOUTS
         assert str(await transactions[0].data()).startswith("450 4.7.1 Greylisted")
         assert str(await transactions[-1].data()).startswith("451 ")
         transactions[0].abandon("reset")
-        assert (await transactions[-1].rcpt("u@here.test", ())).is_positive
+        assert (await answer(transactions[-1], "u@here.test")).is_positive
 
     stage.run(dialogue)
 
@@ -492,25 +498,25 @@ def test_callouts_hold_so_many_connections_and_no_more(stage: Stage) -> None:
 def test_who_is_slow(stage: Stage) -> None:
     async def dialogue() -> None:
         plain = stage.mail()
-        await plain.rcpt("u@away.test", ())
-        await plain.rcpt("u@here.test", ())
+        await answer(plain, "u@away.test")
+        await answer(plain, "u@here.test")
         assert (plain.slow, plain.is_trapped) == (False, False)
         early = stage.mail(early=True)
         assert (early.slow, early.is_trapped) == (True, False)
-        await early.rcpt("u@here.test", ())
+        await answer(early, "u@here.test")
         assert [each.get("early") for each in stage.decisions()] == [None, None, True]
         stage.exemptions.put(Entry(Kind.SENDER, "bad.test", Action.BLOCK, Source.OPERATOR, 0.0, None, ""))
         blocked = stage.mail("a@bad.test")
-        assert str(await blocked.rcpt("u@here.test", ())).startswith("550 5.7.1 Blocked")
+        assert str(await answer(blocked, "u@here.test")).startswith("550 5.7.1 Blocked")
         assert (blocked.slow, blocked.is_trapped) == (True, False)
         for recipient in ("trap@here.test", "u@here.test"):
             trapped = stage.mail("a@other.test", "198.51.100.1")
-            assert str(await trapped.rcpt(recipient, ())).startswith("450 4.7.1 Too much unwanted mail")
+            assert str(await answer(trapped, recipient)).startswith("450 4.7.1 Too much unwanted mail")
             assert (trapped.slow, trapped.is_trapped) == (True, True)
         # Mode observe tarpits nobody.
         stage.gate.rules = Rules(mode=Mode.OBSERVE)
         for transaction in (stage.mail(early=True), stage.mail("a@bad.test"), stage.mail("", "198.51.100.1")):
-            assert (await transaction.rcpt("u@here.test", ())).is_positive
+            assert (await answer(transaction, "u@here.test")).is_positive
             assert (transaction.slow, transaction.is_trapped) == (False, False)
 
     stage.run(dialogue)
@@ -548,7 +554,7 @@ def test_what_is_not_ours_never_reaches_the_backend(
         stage.services.verify_recipient_first = first
         stage.gate.rules = Rules(mode=Mode.OFF)  # whatever the policy says
         transaction = stage.mail(sender)
-        assert str(await transaction.rcpt(recipient, ())).startswith(answer)
+        assert str(await answer(transaction, recipient)).startswith(answer)
         assert not (await transaction.data()).is_positive
         assert stage.behind.relays == []
         assert stage.behind.verified == []
@@ -584,8 +590,8 @@ def test_recipients_are_verified_before_they_are_deferred(stage: Stage) -> None:
         stage.services.verify_recipient_first = True
         size = Parameter("SIZE=7", "SIZE", "7")
         transaction = stage.mail("a@far.test", "192.0.2.7", size)
-        assert await transaction.rcpt("nobody@here.test", ()) == UNKNOWN_USER
-        assert str(await transaction.rcpt("u@here.test", ())).startswith("450 4.7.1 Greylisted")
+        assert await answer(transaction, "nobody@here.test") == UNKNOWN_USER
+        assert str(await answer(transaction, "u@here.test")).startswith("450 4.7.1 Greylisted")
         assert stage.behind.verified == [("a@far.test", "nobody@here.test"), ("a@far.test", "u@here.test")]
         assert stage.behind.parameters == [(size,), (size,)]
         assert stage.reasons() == ["unknown-recipient", "new"]
@@ -813,16 +819,16 @@ def test_internationalised_addresses_are_greylisted_like_others(stage: Stage) ->
     async def dialogue() -> None:
         sender, recipient = "jürgen@straße.test", "用户@bücher.test"
         transaction = stage.mail(sender, "192.0.2.7", UTF8)
-        assert str(await transaction.rcpt(recipient, ())).startswith("450 4.7.1 Greylisted")
+        assert str(await answer(transaction, recipient)).startswith("450 4.7.1 Greylisted")
         stage.clock.step(61)
         # At its retry it is written in another way.
         again = stage.mail("ju\u0308rgen@xn--strae-oqa.test", "192.0.2.7", UTF8)
         other = "用户@XN--bcher-kva.test"
-        assert await again.rcpt(other, ()) == TAKEN
+        assert await answer(again, other) == TAKEN
         assert await again.data() == GO_ON
         assert await again.commit() == TAKEN
         assert stage.behind.relays[0].recipients == [(other, ())], "as it came"
-        assert (await stage.mail(sender, "192.0.2.7", UTF8).rcpt(recipient, ())).is_positive
+        assert (await answer(stage.mail(sender, "192.0.2.7", UTF8), recipient)).is_positive
         assert stage.reasons() == ["new", "retried", "known"]
         assert all(line.isascii() and line.isprintable() for line in stage.log.getvalue().splitlines())
         assert stage.decisions()[0]["sender"] == sender
@@ -846,7 +852,7 @@ def test_lists_take_internationalised_addresses(stage: Stage) -> None:
             ("a@far.test", "FAST@BÜCHER.test", "250 "),
             ("a@far.test", "slow@bücher.test", "450 "),
         ):
-            reply = await stage.mail(sender, "192.0.2.7", UTF8).rcpt(recipient, ())
+            reply = await answer(stage.mail(sender, "192.0.2.7", UTF8), recipient)
             assert str(reply).startswith(answer), (sender, recipient)
 
     stage.run(dialogue)
@@ -859,7 +865,7 @@ def test_the_decision_of_one_recipient_is_the_next_ones(stage: Stage) -> None:
         await stage.known("known@here.test")
         transaction = stage.mail()
         answers = [
-            str(await transaction.rcpt(recipient, ()))[:4]
+            str(await answer(transaction, recipient))[:4]
             for recipient in ("postmaster@here.test", "u@away.test", "nothing", "known@here.test", "new@here.test")
         ]
         assert answers == ["250 ", "550 ", "501 ", "250 ", "250 "]

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 from greylist_proxy.smtp.address import mail_domain
 
@@ -70,6 +71,7 @@ def address_key(address: str) -> str:
     return f"{local if local.isalpha() else _stable(local)}@{domain_key(domain)}"
 
 
+@lru_cache(maxsize=1024)  # of our recipients
 def recipient_key(address: str) -> str:
     """Return what a recipient is compared by: the address with its domain in lower case."""
     local, at, domain = composed(address).rpartition("@")
@@ -107,7 +109,7 @@ def _untagged(local: str) -> str:
     base, plus, _ignored = local.partition("+")
     if plus and base:
         return base
-    is_tagged = BOUNCE.search(local) is not None
+    whole, is_tagged = local, False
     name, equals, domain = local.rpartition("=")
     if equals and "-" in name and VERP_DOMAIN.fullmatch(domain):
         # A hyphen may be part of the recipient's name, but he is in the triplet anyway.
@@ -115,6 +117,7 @@ def _untagged(local: str) -> str:
         is_tagged = True
     if not DIGIT.search(local) or local.isdigit():
         return local
+    is_tagged = is_tagged or BOUNCE.search(whole) is not None
     local = UUID.sub(PLACE, local)
     return WORD.sub(lambda match: _without_id(match, is_tagged=is_tagged), local)
 

@@ -139,6 +139,7 @@ def parse_sender(address: str) -> Path:
     return _mailbox(address, BAD_SENDER)
 
 
+@lru_cache(maxsize=1024)  # ours, most of the time
 def parse_recipient(address: str) -> Path:
     """Parse a forward path: a mailbox, or the bare postmaster. AddressError: refused.
 

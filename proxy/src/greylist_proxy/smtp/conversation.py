@@ -95,7 +95,7 @@ class Conversation(Edge):
         if self._early or self._eof or self._stopping:
             self._go_on()
         else:  # there is nothing to be looked at
-            self._flush()
+            self._watch.flush_later(self)
             self._await_command(happened=True)
 
     # -- input --
@@ -128,11 +128,18 @@ class Conversation(Edge):
         try:
             happened = self._turn()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
-            self._failed(error)
+            self.failed(error)
         finally:
             self._pumping = False
-        if not self._closing:
-            happened = self._flush() or happened
+        if self._closing:
+            return
+        if self._is_usual():
+            if self._core.has_output:
+                happened = True
+                self._watch.flush_later(self)
+            self._await_command(happened=happened)
+        else:
+            happened = self.flush() or happened
             self._settle(happened)
 
     def _next_turn(self) -> None:
@@ -141,16 +148,19 @@ class Conversation(Edge):
 
     def _turn(self) -> bool:
         core = self._core
+        holds = self._services.tarpit.seconds > 0
         events = 0
-        end = monotonic() + TURN_TIME  # the loop's clock stands still meanwhile
+        end = 0.0
         while not (self._pause & ~OWED or self._task or self._closing):
-            core.hold_refusals = self._slow or self._services.tarpit.seconds > 0
+            core.hold_refusals = holds or self._slow
             event = core.next_event()
             if event is None:
                 break
+            if events == 1:  # most reads bring one command, and need no clock
+                end = monotonic() + TURN_TIME  # the loop's stands still meanwhile
             self._DO[type(event)](self, event)
             events += 1
-            if events >= TURN or monotonic() > end:
+            if events >= TURN or (events > 1 and monotonic() > end):
                 # Who sends many commands at once must not keep the others waiting.
                 if not self._scheduled:
                     self._scheduled = True
@@ -160,7 +170,21 @@ class Conversation(Edge):
             self._release(OWED)
         return events > 0
 
-    def _flush(self) -> bool:
+    def _is_usual(self) -> bool:
+        """Tell whether the client's next command is all that is waited for, in a session in no special state."""
+        return not (
+            self._eof
+            or self._stopping
+            or self._pause
+            or self._scheduled
+            or self._core.closed
+            or self._task
+            or self._wait
+            or self._pace
+        )
+
+    def flush(self) -> bool:
+        """Send the replies that there are; tell whether there were any."""
         output = self._core.take_output()
         if not output or self.transport is None:
             return False
@@ -169,12 +193,6 @@ class Conversation(Edge):
 
     def _settle(self, happened: bool) -> None:
         """Nothing more can be done now: find out what for we wait, and how long."""
-        is_usual = not (
-            self._eof or self._stopping or self._pause or self._scheduled or self._core.closed or self._task
-        )
-        if is_usual and self._wait is None and self._pace is None:
-            self._await_command(happened=happened)
-            return
         if (self._eof or self._core.closed) and not self._is_busy():  # closed: a 421 was the reply
             self._gone()
             self._close()
@@ -240,7 +258,7 @@ class Conversation(Edge):
         try:
             self._told(then, task.result())
         except Exception as error:  # noqa: BLE001 - nobody else would look after the session now
-            self._failed(error)
+            self.failed(error)
         self._go_on()
 
     def _told(self, then: Callable[[Reply], None], reply: Reply) -> None:
@@ -255,7 +273,7 @@ class Conversation(Edge):
         """Give the reply that is owed: at once, or from the tarpit if it is a refusal."""
         tarpit = self._services.tarpit
         if self._slow and reply.code >= 400 and tarpit.trickle > 0:
-            self._flush()
+            self.flush()
             self._core.reply(reply)
             wire = self._core.take_output()
             if not self._hold(tarpit.drip(wire, self._waited, self._write, self._served)):
@@ -321,7 +339,7 @@ class Conversation(Edge):
         try:
             self._give_up()
         except Exception as error:  # noqa: BLE001 - the other sessions that are overdue have their turn, too
-            self._failed(error)
+            self.failed(error)
 
     def _give_up(self) -> None:
         if self._committing and not self._closing:
@@ -339,7 +357,7 @@ class Conversation(Edge):
     def _leave(self, reply: Reply, outcome: str) -> None:
         self._gone(outcome)
         self._core.say(reply)
-        self._flush()
+        self.flush()
         self._close()
 
     def _gone(self, outcome: str = "client-gone") -> None:
@@ -362,12 +380,12 @@ class Conversation(Edge):
         if self._transaction is not None:
             self._transaction.fail()
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         try:
             self._log_failure(error)
             if self._core.owes and not (self._wait or self._task):
                 self._core.reply(INTERNAL)
-                self._flush()
+                self.flush()
             else:
                 # What is left of a message must not be read as commands.
                 self._leave(INTERNAL_END, "failed")

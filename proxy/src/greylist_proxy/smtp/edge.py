@@ -51,11 +51,11 @@ class Edge(SMTP):
         "_early",
         "_eof",
         "_header",
-        "_host",
         "_is_counted",
         "_is_unnamed",
         "_named",
         "_pause",
+        "_peer",
         "_reading",
         "_services",
         "_tls",
@@ -71,7 +71,7 @@ class Edge(SMTP):
         self._services = services
         self._watch = watch
         self.transport = None
-        self._host = ""  # the peer: kept, because the system forgets it when the connection is reset
+        self._peer = ("", 0)  # kept, because the system forgets it when the connection is reset
         self._closing = False
         self._eof = False
         self._reading = True
@@ -97,6 +97,10 @@ class Edge(SMTP):
         """Take what the client sent."""
         raise NotImplementedError
 
+    def flush(self) -> bool:
+        """Send the replies that there are; tell whether there were any."""
+        raise NotImplementedError
+
     def _is_busy(self) -> bool:
         """Say whether something may still be written to a client that has sent everything."""
         raise NotImplementedError
@@ -109,7 +113,7 @@ class Edge(SMTP):
         """The client is gone; may be called more than once."""
         raise NotImplementedError
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
         """Something unexpected happened."""
         raise NotImplementedError
 
@@ -136,16 +140,17 @@ class Edge(SMTP):
             if not peer:
                 self.abort()  # it is gone already
                 return
-            self._host = peer[0]
+            host = peer[0]
+            self._peer = (host, peer[1])
             if full:
-                self._turn_away(peer[0], full)
-            elif services.settings.is_proxy(peer[0]):
+                self._turn_away(host, full)
+            elif services.settings.proxy_networks and services.settings.is_proxy(host):
                 self._header = HeaderReader()
                 self.deadline = min(self._until, now + services.settings.proxy_timeout)
             else:
-                self._meet(peer[0], now)
+                self._meet(host, now)
         except Exception as error:  # noqa: BLE001 - one connection's trouble must not become the listener's
-            self._failed(error)
+            self.failed(error)
 
     def _meet(self, host: str, now: float) -> None:
         services = self._services
@@ -193,23 +198,24 @@ class Edge(SMTP):
     @property
     def host(self) -> str:
         """The address of the client, or of the proxy that has not named one."""
-        return self._named.address if self._named is not None else self._host
+        return self._named.address if self._named is not None else self._peer[0]
 
-    def _met(self, transport: asyncio.Transport) -> Visitor:
+    def _met(self) -> Visitor:
         """Return who is connected. It is put together when mail comes: many connections never bring any."""
         if self._visitor is None:
-            services = self._services
-            if self._named is not None:
-                named = self._named
-                host, port, local_address, local_port = named.address, named.port, named.local_address, named.local_port
-            else:
-                host = self._host
-                peer = transport.get_extra_info("peername")
-                port = peer[1] if peer else 0  # a connection that was reset has none
-                local_address, local_port = transport.get_extra_info("sockname")[:2]
+            services, named = self._services, self._named
+            host, port = self._peer if named is None else (named.address, named.port)
             client = identify(host, services.ipv4_prefix, services.ipv6_prefix)
-            self._visitor = Visitor(client, port, local_address, local_port, self._tls, self._early)
+            self._visitor = Visitor(client, port, self._local, self._tls, self._early)
         return self._visitor
+
+    def _local(self) -> tuple[str, int]:
+        """Return the address and port that the client connected to; "" and 0 where that can't be known any more."""
+        named = self._named
+        if named is not None:
+            return named.local_address, named.local_port
+        name = self.transport.get_extra_info("sockname") if self.transport is not None else None
+        return (name[0], name[1]) if name else ("", 0)
 
     # -- what the transport calls --
 
@@ -223,13 +229,14 @@ class Edge(SMTP):
             else:
                 self._take(data)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
-            self._failed(error)
+            self.failed(error)
 
     def eof_received(self) -> bool:
         """Let what came before the end be answered: the client may only have closed its half."""
         self._eof = True
         if self._closing:
             return False
+        self.flush()  # or what waits for the end of the round would be lost
         # Under TLS the transport closes in any case. A message that is being committed goes on by itself.
         if self._header is None and self._is_busy() and not self._tls:
             return True
@@ -256,7 +263,8 @@ class Edge(SMTP):
         self._watch.discard(self)
         self._services.connections.leave()
         if self._is_counted:
-            self._services.connections.part(client_key(self._host if self._named is None else self._named.address))
+            self._services.connections.part(client_key(self.host))
+        self._visitor = None  # it knows us
         self._gone()
 
     # -- reading, writing, the end --

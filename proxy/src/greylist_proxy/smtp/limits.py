@@ -17,14 +17,11 @@ import mmap
 import secrets
 import socket
 from collections import deque
-from functools import lru_cache
-from hashlib import blake2b
 from typing import Literal
 
 Full = Literal["total", "client"]
 
 CELLS = 8  # a connection that is allowed
-REMEMBERED = 4096  # clients whose cells need not be hashed again
 IN_ALL = 0  # the cell of a row that counts its connections
 MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address in IPv6 clothes begins with
 
@@ -44,14 +41,13 @@ class Connections:
         self.max_total = max_total
         self.max_per_client = max_per_client
         self._width = 1 << (max_total * CELLS - 1).bit_length()
+        self._mask = self._width - 1
         self._salt = secrets.token_bytes(16)
         self._memory = mmap.mmap(-1, workers * (1 + self._width) * 4)
         cells = memoryview(self._memory).cast("I")
         size = 1 + self._width
         self._rows = [cells[number * size : (number + 1) * size] for number in range(workers)]
         self._own = self._rows[0]
-        # Each is asked for twice, when a connection comes and when it goes.
-        self._cells = lru_cache(maxsize=REMEMBERED)(self._hashed)
 
     def use(self, number: int) -> None:
         """Write into this row from now on; a worker calls it once."""
@@ -100,11 +96,12 @@ class Connections:
         for cell in self._cells(key):
             self._own[cell] -= 1
 
-    def _hashed(self, key: bytes) -> tuple[int, ...]:
-        digest = blake2b(key, key=self._salt, digest_size=8).digest()
-        first = int.from_bytes(digest[:4]) % self._width
-        # A set: the two may meet, and one cell is not to be counted twice.
-        return tuple({1 + first, 1 + int.from_bytes(digest[4:]) % self._width})
+    def _cells(self, key: bytes) -> tuple[int, ...]:
+        # Python's own hash of octets is a keyed one (SipHash), the same in all workers: they are forked.
+        hashed = hash(self._salt + key)
+        first, second = 1 + (hashed & self._mask), 1 + (hashed >> 32 & self._mask)
+        # The two may meet, and one cell is not to be counted twice.
+        return (first, second) if first != second else (first,)
 
 
 class Prevalence:

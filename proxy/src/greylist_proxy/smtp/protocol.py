@@ -20,6 +20,7 @@ as an error or as idle, so that nobody can keep it busy for ever.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from greylist_proxy.smtp import answers, foreign
 from greylist_proxy.smtp.address import AddressError, parse_sender
@@ -44,6 +45,7 @@ from greylist_proxy.smtp.events import (
 )
 from greylist_proxy.smtp.parameters import (
     NON_ASCII,
+    Parameter,
     check_mail_parameters,
     check_rcpt_parameters,
     has_smtputf8,
@@ -55,6 +57,11 @@ from greylist_proxy.smtp.replies import Reply
 # of ours may be longer, too.
 MAX_COMMAND = 2048
 BLANKS = b" \t\r"
+
+
+@lru_cache(maxsize=1024)  # our own recipients come again and again
+def _split_recipient(argument: bytes) -> tuple[str, tuple[Parameter, ...]]:
+    return split(argument, b"TO:")
 
 
 class ServerProtocol:
@@ -121,6 +128,11 @@ class ServerProtocol:
     def owes(self) -> bool:
         """True while a reply is owed to the last event."""
         return self._owed is not None and not self._pending
+
+    @property
+    def has_output(self) -> bool:
+        """Tell whether there are replies to be taken."""
+        return bool(self._output)
 
     @property
     def buffered(self) -> int:
@@ -335,9 +347,10 @@ class ServerProtocol:
             return self._end(answers.TOO_MANY_COMMANDS, "idle")
         try:
             address, parameters = split(argument, b"FROM:")
-            smtputf8 = has_smtputf8(parameters)
+            smtputf8 = False
             # Also after HELO, where nothing was offered: a sender who knows us from before loses nothing by it.
             if parameters:
+                smtputf8 = has_smtputf8(parameters)
                 refusal = check_mail_parameters(parameters, self.offered, self._offers.size_limit())
                 if refusal is not None:
                     return self._error(refusal)
@@ -360,7 +373,7 @@ class ServerProtocol:
             return self._end(answers.TOO_MANY_COMMANDS, "idle")
         # A bad recipient is no error either: one list full of them must not cost the others their mail.
         try:
-            address, parameters = split(argument, b"TO:")
+            address, parameters = _split_recipient(argument)
         except AddressError as error:
             return self._answer(error.reply)
         if parameters:

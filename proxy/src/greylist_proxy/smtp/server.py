@@ -59,15 +59,18 @@ class Session(Conversation):
         if self._is_unnamed:
             self._reply(UNNAMED)
             return
-        core, transport = self._core, self.transport
-        if core.hello is None or transport is None:
-            raise RuntimeError("MAIL without EHLO, or without a connection")
-        visitor = self._met(transport)
-        self._transaction = Transaction(self._services, visitor, core.hello, event, self, core.offered)
+        core = self._core
+        if core.hello is None:
+            raise RuntimeError("MAIL without EHLO")
+        self._transaction = Transaction(self._services, self._met(), core.hello, event, self, core.offered)
         core.reply(SENDER_OK)
 
     def _on_rcpt(self, event: Rcpt) -> None:
-        self._ask_now(self._open().rcpt(event.address, event.parameters), self._reply)
+        answer = self._open().rcpt(event.address, event.parameters)
+        if isinstance(answer, Reply):
+            self._told(self._reply, answer)
+        else:
+            self._ask_now(answer, self._reply)
 
     def _on_data(self, event: Data) -> None:
         self._ask(self._open().data(), self._answer_data)
@@ -119,7 +122,7 @@ class Session(Conversation):
 
     def _on_bye(self, event: Bye) -> None:
         self._end_transaction("reset")
-        self._flush()
+        self.flush()
         self._close()
 
     def _on_hello(self, event: Hello) -> None:
@@ -131,7 +134,7 @@ class Session(Conversation):
             self._core.reply(NO_TLS)  # offered before a reload
             return
         self._core.reply(START_TLS)
-        self._flush()
+        self.flush()
         self._end_transaction("reset")
         # Before the handshake: what comes after it may be here before we hear of its end.
         injected = self._core.restart_after_tls()

@@ -31,14 +31,25 @@ class Timed(Protocol):
     def abort(self) -> None:
         """End at once."""
 
+    def flush(self) -> object:
+        """Send the replies that there are."""
+
+    def failed(self, error: Exception) -> None:
+        """Something unexpected happened."""
+
 
 class Watch:
-    """The sessions that there are, and the one timer for all of them. It runs only while there are any."""
+    """The sessions that there are, and the one timer for all of them. It runs only while there are any.
+
+    It also sends their replies after all that had something to read had their turn: a write wakes the client up, which
+    takes the processor away from the others, and what they had in its caches.
+    """
 
     def __init__(self, interval: float = SWEEP) -> None:
         self._interval = interval
         self._sessions: set[Timed] = set()
         self._handle: asyncio.TimerHandle | None = None
+        self._replying: list[Timed] = []  # in this round of the loop
         self.now: Callable[[], float] = _no_loop  # the loop's clock, from the first session on
 
     def add(self, session: Timed) -> None:
@@ -52,6 +63,20 @@ class Watch:
     def discard(self, session: Timed) -> None:
         """Forget a session."""
         self._sessions.discard(session)
+
+    def flush_later(self, session: Timed) -> None:
+        """Let a session's replies go out at the end of this round."""
+        if not self._replying:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._replying.append(session)
+
+    def _flush(self) -> None:
+        replying, self._replying = self._replying, []
+        for session in replying:
+            try:
+                session.flush()
+            except Exception as error:  # noqa: BLE001 - the others' replies go out all the same
+                session.failed(error)
 
     def __len__(self) -> int:
         return len(self._sessions)

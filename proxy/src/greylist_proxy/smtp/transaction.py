@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from greylist_proxy import policy
 from greylist_proxy.client import Client, Identifier
@@ -107,8 +107,7 @@ class Visitor(NamedTuple):
 
     client: Client
     port: int
-    local_address: str
-    local_port: int
+    local: Callable[[], tuple[str, int]]  # address and port that it connected to: asked for where mail is relayed
     tls: str = ""  # version and cipher, such as "TLSv1.3 TLS_AES_256_GCM_SHA384"; "": in clear
     early: bool = False  # it talked before the banner
 
@@ -177,8 +176,11 @@ class Transaction:
         # Its refusals are to go out byte by byte: it mails spam traps, is blocked, or talked too early.
         self.slow = visitor.early and services.gate.rules.mode is not Mode.OBSERVE
 
-    async def rcpt(self, address: str, parameters: Sequence[Parameter]) -> Reply:
-        """Answer RCPT TO:<address>."""
+    def rcpt(self, address: str, parameters: Sequence[Parameter]) -> Reply | Coroutine[Any, Any, Reply]:
+        """Answer RCPT TO:<address>: now, or by a coroutine where somebody has to be asked.
+
+        Most recipients are put off without asking anybody, and a coroutine would cost as much as that.
+        """
         self._asked += 1
         if self._asked > self._services.max_recipients:
             self._deferred = NOT_NOW
@@ -188,20 +190,18 @@ class Transaction:
             recipient, refusal = screen(address, self._services.acceptance)
         except AddressError as error:
             return error.reply
-        decision, verified = self._decide_now(recipient, refusal), None
+        decision = self._decide_now(recipient, refusal)
         if decision is None:
-            decision, verified = await self._decide(recipient, refusal)
-        self._services.gate.record(self._origin, address, decision, ident, is_early=self._visitor.early)
-        self._take_note(decision)
-        reply = verified or self._answer(decision, ident)
-        if reply is None:
-            await in_a_task()
-            reply = await self._put(recipient, parameters, decision, ident)
-        if reply.is_temporary:
-            self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
-        elif is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
-            self._services.harvesters.note(self._visitor.client, address)
-        return reply
+            return self._rcpt_later(recipient, refusal, parameters, ident)
+        reply = self._answer(recipient, decision, ident)
+        return self._put(recipient, parameters, decision, ident) if reply is None else reply
+
+    async def _rcpt_later(
+        self, recipient: Path, refusal: Decision | None, parameters: Sequence[Parameter], ident: str
+    ) -> Reply:
+        decision, verified = await self._decide(recipient, refusal)
+        reply = self._answer(recipient, decision, ident, verified)
+        return await self._put(recipient, parameters, decision, ident) if reply is None else reply
 
     def _decide_now(self, recipient: Path, refusal: Decision | None) -> Decision | None:
         """Decide on a recipient in the ways that are most frequent, and need nobody to be asked; None: `_decide`."""
@@ -242,6 +242,24 @@ class Transaction:
     def _is_to_be_verified(self, decision: Decision) -> bool:
         return decision.verdict is Verdict.DEFER and decision.reason in VERIFIED_FIRST and not self._is_callout
 
+    def _answer(self, recipient: Path, decision: Decision, ident: str, verified: Reply | None = None) -> Reply | None:
+        """Record the decision, and answer by it; None: the answer is the backend's.
+
+        `verified` is what the backend said, where it was asked first.
+        """
+        self._services.gate.record(self._origin, recipient.address, decision, ident, is_early=self._visitor.early)
+        self._take_note(decision)
+        reply = verified or self._own_answer(decision, ident)
+        if reply is not None:
+            self._note_reply(recipient, decision, reply)
+        return reply
+
+    def _note_reply(self, recipient: Path, decision: Decision, reply: Reply) -> None:
+        if reply.is_temporary:
+            self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
+        elif is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
+            self._services.harvesters.note(self._visitor.client, recipient.address)
+
     def _take_note(self, decision: Decision) -> None:
         is_trapped = decision.is_trapped
         if is_trapped:
@@ -249,7 +267,7 @@ class Transaction:
         if is_trapped or (decision.verdict is Verdict.BLOCK and decision.reason not in ANSWERS):
             self.slow = True
 
-    def _answer(self, decision: Decision, ident: str) -> Reply | None:
+    def _own_answer(self, decision: Decision, ident: str) -> Reply | None:
         """Answer by the decision; None: the answer is the backend's."""
         if answer := ANSWERS.get(decision.reason):
             return answer
@@ -273,6 +291,7 @@ class Transaction:
 
     async def _put(self, recipient: Path, parameters: Sequence[Parameter], decision: Decision, ident: str) -> Reply:
         """Put a recipient to the backend, which it is for by the decision."""
+        await in_a_task()
         reply = await self._relayed(recipient, parameters)
         if reply.is_positive:
             self._accepted.append(recipient)
@@ -280,6 +299,7 @@ class Transaction:
             if decision.verdict is Verdict.DEFER:
                 self._owed = self._deferral(decision, ident)
             self._set(decision)
+        self._note_reply(recipient, decision, reply)
         return reply
 
     async def _relayed(self, recipient: Path, parameters: Sequence[Parameter]) -> Reply:
@@ -378,8 +398,7 @@ class Transaction:
         return Introduction(
             visitor.client.address,
             visitor.port,
-            visitor.local_address,
-            visitor.local_port,
+            *visitor.local(),
             next(iter(self._origin.known_names), None),
             hello.name,
             hello.esmtp,

@@ -7,6 +7,9 @@ each other up and take turns at Python's global lock. But a file may be on a dis
 loop must not wait for it. So it never waits for a lock, never opens or closes the file (a thread does), and
 when a read has failed or was slow it does not read again for a while, longer each time. A disk that hangs holds
 the loop once, and what can't be answered here is asked again in a thread, where errors are understood (`file.py`).
+
+On a busy machine a read may look slow only because another program had the processor. So one that is a little slow is
+forgiven, if the next one does not follow soon.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ from greylist_proxy.store.sqlite.worker import Worker
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SLOW = 0.02  # seconds for one look, after which a thread does it for a while
+SLOW = 0.02  # seconds for one look; when it happens again soon, a thread looks for a while
+SOON = 1.0  # seconds
+VERY_SLOW = 0.2  # seconds for one look, after which a thread does it at once
 HOLD_OFF = 5.0  # seconds, the first time; twice as long each time that it did not help
 MAX_HOLD_OFF = 300.0
 LOOK_AT_PATH_EVERY = 0.1  # seconds; whether the file is still there costs a quarter of what is read from it
@@ -43,6 +48,7 @@ class InlineReader:
         self._opened = 0.0  # by the loop's clock
         self._not_before = 0.0
         self._hold_off = 0.0
+        self._slow_at = float("-inf")  # when one was slow, by `time.perf_counter`
         self._seen_at = 0.0  # when the file was still the path's, by `time.perf_counter`
         self._connection: sqlite3.Connection | None = None
 
@@ -76,8 +82,11 @@ class InlineReader:
         except Exception:  # noqa: BLE001 - the thread runs into it as well, and says what it is
             self._hold()
             return None
-        if time.perf_counter() - began > SLOW:
-            self._hold()
+        took = time.perf_counter() - began
+        if took > SLOW:
+            if took > VERY_SLOW or began - self._slow_at < SOON:
+                self._hold()
+            self._slow_at = began
         return result
 
     def close(self) -> None:

@@ -67,6 +67,7 @@ LEFT JOIN earned ON earned.earner = ?10
 """
 NOTHING = Kept(None, None)
 _UNKNOWN = (None,) * 7
+_NO_ANSWER = Answer(NOTHING, NOTHING, None, 0)
 
 
 def look_up(
@@ -79,10 +80,12 @@ def look_up(
     if len(questions) > 1:
         connection.execute("BEGIN")
     try:
-        for triplet, earner, now in questions:
-            shared = shared_recipient(triplet.recipient)
-            asked = (writer, to_ms(now), lifetime, retry_window, most_pending, *triplet, shared, earner)
-            row = connection.execute(_LOOK_UP, asked).fetchone()
+        for (client, sender, recipient), earner, now in questions:
+            shared = shared_recipient(recipient)
+            row = connection.execute(
+                _LOOK_UP,
+                (writer, to_ms(now), lifetime, retry_window, most_pending, client, sender, recipient, shared, earner),
+            ).fetchone()
             committed = row[0] or 0
             answers.append(_answer(row))
     finally:
@@ -94,7 +97,7 @@ def look_up(
 
 def _answer(row: tuple[int | None, ...]) -> Answer:
     if row[1:8] == _UNKNOWN:  # which is so for most: spam
-        return Answer(NOTHING, NOTHING, None, row[8] or 0)
+        return Answer(NOTHING, NOTHING, None, row[8]) if row[8] else _NO_ANSWER
     _committed, known_first, known_last, pending_first, shared_first, passes, counted_at, last_used, pending = row
     known = None if known_first is None or known_last is None else Record(from_ms(known_first), from_ms(known_last))
     waits = None if pending_first is None else Record(from_ms(pending_first))

@@ -20,6 +20,7 @@ let go when no lookup is under way that may have been begun before its commit.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from typing import NamedTuple
 
 from greylist_proxy import policy
@@ -32,6 +33,7 @@ def shared_triplet(client: str, recipient: str) -> Triplet:
     return Triplet(client, "", shared_recipient(recipient))
 
 
+@lru_cache(maxsize=1024)  # ours, most of the time
 def shared_recipient(recipient: str) -> str:
     """Return the recipient of `shared_triplet`."""
     _local, at, domain = recipient.rpartition("@")
@@ -166,8 +168,9 @@ class Overlay:
                     kept = policy.earn(kept, delivery.time, rules, counts=delivery.counts)
         return kept
 
-    def is_silent(self, triplet: Triplet, shared: Triplet, earner: str) -> bool:
-        """Tell whether nothing is written behind about these, so that what the file says is all."""
+    def is_silent(self, triplet: Triplet, earner: str) -> bool:
+        """Tell whether nothing is written behind that bears on a triplet, so that what the file says is all."""
+        shared = shared_triplet(triplet.client, triplet.recipient)
         for generation in (self.filling, self.sealed):
             if generation is not None and (
                 triplet in generation.records or shared in generation.records or earner in generation.earned

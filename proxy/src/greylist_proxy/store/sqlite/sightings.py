@@ -86,7 +86,22 @@ class Sightings:
 
     def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str, now: float) -> Sighting | None:
         """Answer a sighting, if the file can be read now; see `Store.observe_now`."""
-        return self._at_once(_Asking(identities, sender, recipient, True, now))
+        behind, rules = self._behind, self._rules()
+        if len(identities) > 1 or behind.overlay.has_passed:
+            return self._at_once(_Asking(identities, sender, recipient, True, now))
+        ((key, earner),) = identities
+        triplet = Triplet(key, sender, recipient)
+        answers = self._reader.use(look_up, (Question(triplet, earner, now),), behind.writer, rules.max_pending, rules)
+        if answers is None:
+            return None
+        if self._is_first(triplet, earner, answers.answers[0], answers.committed, now, rules):
+            if (error := behind.trouble()) is not None:
+                raise error
+            behind.overlay.see(triplet, None, Record(now), NOTHING, now, rules)
+            behind.changed()
+            return Sighting(now, (NEW,))
+        asking = _Asking(identities, sender, recipient, True, now)
+        return self._answer(asking, iter(answers.answers), answers.committed, {})
 
     def _at_once(self, asking: _Asking) -> Sighting | None:
         rules, now = self._rules(), asking.now
@@ -217,13 +232,8 @@ class Sightings:
         """Say what is known of one identity, and which record the sighting is about."""
         overlay, now = self._behind.overlay, asking.now
         triplet = Triplet(identity.key, asking.sender, asking.recipient)
-        shared = shared_triplet(identity.key, asking.recipient)
-        if (
-            (answer.kept is NOTHING and answer.shared is NOTHING and answer.earned is None)
-            and overlay.is_silent(triplet, shared, identity.earner)
-            and not overlay.is_full(identity.key, answer.pending, committed, now, rules)
-        ):
-            # What follows would say the same, in three times the time: most of what comes was never seen before.
+        if self._is_first(triplet, identity.earner, answer, committed, now, rules):
+            # What follows would say the same, in three times the time.
             return NEW, _Seen(triplet, None, Record(now), NOTHING)
         record = overlay.record(triplet, answer.kept, now, rules)
         earned = overlay.earned(identity.earner, answer.earned, committed, rules)
@@ -231,6 +241,7 @@ class Sightings:
             return Found(record, earned=earned), None
         is_shared, kept = False, answer.kept
         if not _counts(record, now, rules):
+            shared = shared_triplet(identity.key, asking.recipient)
             its_record = overlay.record(shared, answer.shared, now, rules)
             is_shared = _counts(its_record, now, rules) or overlay.is_full(
                 identity.key, answer.pending, committed, now, rules
@@ -238,6 +249,17 @@ class Sightings:
             if is_shared:
                 triplet, record, kept = shared, its_record, answer.shared
         return Found(record, is_shared, earned), _Seen(triplet, record, policy.seen(record, now, rules), kept)
+
+    def _is_first(
+        self, triplet: Triplet, earner: str, answer: Answer, committed: int, now: float, rules: Rules
+    ) -> bool:
+        """Tell whether nothing at all is known that bears on a triplet: so it is with most of what comes."""
+        overlay = self._behind.overlay
+        return (
+            (answer.kept is NOTHING and answer.shared is NOTHING and answer.earned is None)
+            and overlay.is_silent(triplet, earner)
+            and not overlay.is_full(triplet.client, answer.pending, committed, now, rules)
+        )
 
     @staticmethod
     def _fail(waiting: Sequence[_Waiting], error: StoreError) -> None:
