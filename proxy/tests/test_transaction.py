@@ -22,15 +22,26 @@ from greylist_proxy.policy import Mode, Rules
 from greylist_proxy.smtp import transaction as transaction_module
 from greylist_proxy.smtp import verification
 from greylist_proxy.smtp.address import Path, parse_sender
+from greylist_proxy.smtp.backend import Timeouts
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.events import Hello, Mail, Offers
 from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.host import BackendSettings
 from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.tarpit import Tarpit
-from greylist_proxy.smtp.transaction import MAX_CALLOUTS, Services, Transaction, Visitor
+from greylist_proxy.smtp.transaction import (
+    MAX_CALLOUTS,
+    MAX_CALLOUTS_PER_CLIENT,
+    NOT_NOW,
+    TOO_MANY_CALLOUTS,
+    TOO_MANY_MESSAGES,
+    Services,
+    Transaction,
+    Visitor,
+)
 from greylist_proxy.store import Action, Entry, Kind, Limits, Source, Wanted
 from greylist_proxy.store.sqlite import SqliteStore
 from greylist_proxy.tasks import Tasks
@@ -56,6 +67,7 @@ class Behind:
         self.answers: dict[str, Reply | Exception] = {}
         self.final: Reply | Exception = TAKEN
         self.hold: asyncio.Event | None = None
+        self.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=0.05))
 
     def answer(self, recipient: str) -> Reply:
         answer = self.answers.get(recipient) or (UNKNOWN_USER if recipient.startswith("no") else TAKEN)
@@ -449,7 +461,7 @@ def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
     async def dialogue() -> None:
         transaction = stage.mail("")
         assert (await transaction.rcpt("nobody@here.test", ())) == UNKNOWN_USER
-        assert stage.services.callouts == 1
+        assert stage.services.callouts.taken == 1
         if when == "before":
             transaction.abandon("client-gone")
         else:
@@ -462,9 +474,9 @@ def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
                 with pytest.raises(RuntimeError):
                     await transaction.commit()
                 assert stage.behind.relays[-1].ends == ["finish", "close"], "its connection is given back"
-        assert stage.services.callouts == 0
+        assert stage.services.callouts.taken == 0
         transaction.abandon("client-gone")
-        assert stage.services.callouts == 0, "only once"
+        assert stage.services.callouts.taken == 0, "only once"
 
     stage.run(dialogue)
 
@@ -484,6 +496,89 @@ def test_callouts_hold_so_many_connections_and_no_more(stage: Stage) -> None:
         assert (await transactions[-1].rcpt("u@here.test", ())).is_positive
 
     stage.run(dialogue)
+
+
+def test_one_client_has_a_part_of_the_callouts(stage: Stage) -> None:
+    async def dialogue() -> None:
+        # An IPv6 client has a whole /64.
+        for sources in (["192.0.2.7"] * 6, [f"2001:db8::{number}" for number in range(6)]):
+            transactions = [stage.mail("", source) for source in sources]
+            replies = [await each.rcpt("u@here.test", ()) for each in transactions]
+            assert replies == [TAKEN] * MAX_CALLOUTS_PER_CLIENT + [TOO_MANY_CALLOUTS]
+            transactions[0].abandon("reset")
+            assert await transactions[-1].rcpt("u@here.test", ()) == TAKEN
+
+    stage.run(dialogue)
+
+
+# -- a client's share of the connections to the backend --
+
+
+@pytest.mark.parametrize("end", ["abandon", "commit", "refused", "fault of ours", "gone while it waits"])
+def test_a_share_is_given_back_once(stage: Stage, end: str) -> None:
+    shares = stage.services.shares
+    shares.most = 1
+
+    async def dialogue() -> None:
+        transaction = stage.mail()
+        assert await transaction.rcpt("abuse@here.test", ()) == TAKEN
+        assert await transaction.rcpt("postmaster@here.test", ()) == TAKEN
+        assert shares.taken == 1
+        if end == "gone while it waits":
+            other = stage.mail()
+            stage.behind.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=30))
+            waiting = asyncio.ensure_future(other.rcpt("abuse@here.test", ()))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            other.abandon("client-gone")
+            assert shares.taken == 1
+        elif end == "fault of ours":
+            transaction.fail()
+            assert shares.taken == 0
+            assert await transaction.rcpt("abuse@here.test", ()) == NOT_NOW
+        elif end != "abandon":
+            assert await transaction.data() == GO_ON
+            stage.behind.final = TAKEN if end == "commit" else UNKNOWN_USER
+            assert await transaction.commit() == stage.behind.final
+            assert shares.taken == 0
+        for _n in range(2):
+            transaction.abandon("reset")
+            assert (shares.taken, len(shares)) == (0, 0)
+
+    stage.run(dialogue)
+
+
+def test_a_client_over_its_share_waits_and_is_then_told_to_come_again(stage: Stage) -> None:
+    stage.services.shares.most = 2
+
+    async def dialogue() -> None:
+        holding = [stage.mail() for _n in range(2)]
+        for each in holding:
+            assert await each.rcpt("abuse@here.test", ()) == TAKEN
+        over = stage.mail()
+        assert await over.rcpt("abuse@here.test", ()) == TOO_MANY_MESSAGES
+        # It has waited once, and does not wait again for each recipient.
+        stage.behind.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=30))
+        assert [await over.rcpt("abuse@here.test", ()), await over.data()] == [NOT_NOW] * 2
+        over.abandon("refused")
+        # Others are not concerned, nor who needs no connection.
+        assert (await stage.rcpt("abuse@here.test", source="192.0.2.8")).startswith("250 ")
+        assert (await stage.rcpt("u@here.test")).startswith("450 4.7.1 Greylisted")
+        waiting = asyncio.ensure_future(stage.rcpt("abuse@here.test"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        holding[0].abandon("reset")
+        assert (await waiting).startswith("250 ")
+
+    stage.run(dialogue)
+    (line,) = [each for each in map(json.loads, stage.log.getvalue().splitlines()) if each["event"] == "relay"]
+    assert (line["outcome"], line["stage"], line["error"]) == (
+        "failed",
+        "connect",
+        "the client has 2 already: see backend.max_connections_per_client",
+    )
 
 
 # -- whom replies are slow for --
@@ -668,7 +763,7 @@ def test_after_five_unknown_users_the_backend_is_not_asked(stage: Stage) -> None
             for sender in ("a@far.test", "b@other.test", "", "postmaster@far.test"):
                 assert await stage.rcpt(recipient, sender) == TOLD
         assert (len(stage.behind.verified), stage.behind.asked) == (asked, [])
-        assert stage.services.callouts == 0
+        assert stage.services.callouts.taken == 0
         # Others are not concerned, nor are postmaster and routing.
         assert await stage.rcpt("no9@here.test", source="192.0.2.8") == str(UNKNOWN_USER)
         assert (await stage.rcpt("postmaster@here.test")).startswith("250 ")
