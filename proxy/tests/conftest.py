@@ -16,7 +16,7 @@ from greylist_proxy.assembly import assemble
 from greylist_proxy.config import Config
 from greylist_proxy.log import Log
 from greylist_proxy.services import services_of
-from greylist_proxy.smtp.transaction import Services
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.tasks import Tasks
 

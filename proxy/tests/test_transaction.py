@@ -31,14 +31,12 @@ from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.replies import Reply, own_reply
+from greylist_proxy.smtp.shared import MAX_CALLOUTS, MAX_CALLOUTS_PER_CLIENT, Services
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.transaction import (
-    MAX_CALLOUTS,
-    MAX_CALLOUTS_PER_CLIENT,
     NOT_NOW,
     TOO_MANY_CALLOUTS,
     TOO_MANY_MESSAGES,
-    Services,
     Transaction,
     Visitor,
 )

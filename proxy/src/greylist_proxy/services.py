@@ -22,9 +22,9 @@ from greylist_proxy.smtp.opening import tls_context
 from greylist_proxy.smtp.pool import Backends
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.settings import SessionSettings
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.tls import Tls, TlsError
-from greylist_proxy.smtp.transaction import Services
 from greylist_proxy.tasks import Tasks
 
 PROMISES = "backends.json"  # what the backends were last heard to offer

@@ -19,37 +19,27 @@ from __future__ import annotations
 import datetime
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from greylist_proxy import policy
-from greylist_proxy.client import Client, Identifier
-from greylist_proxy.gate import Gate
-from greylist_proxy.log import Log
+from greylist_proxy.client import Client
 from greylist_proxy.patience import in_a_task
 from greylist_proxy.policy import Decision, Mode, Reason, Verdict
 from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Path
 from greylist_proxy.smtp.backend import Flow
 from greylist_proxy.smtp.capabilities import Capabilities
-from greylist_proxy.smtp.events import Hello, Limits, Mail, Offers
+from greylist_proxy.smtp.events import Hello, Mail
 from greylist_proxy.smtp.forwarding import Introduction
-from greylist_proxy.smtp.limits import Connections, Prevalence, client_key
+from greylist_proxy.smtp.limits import client_key
 from greylist_proxy.smtp.parameters import Parameter
-from greylist_proxy.smtp.pool import Backends, log_relay
-from greylist_proxy.smtp.recipients import Acceptance, screen
+from greylist_proxy.smtp.pool import log_relay
+from greylist_proxy.smtp.recipients import screen
 from greylist_proxy.smtp.relay import Relay
 from greylist_proxy.smtp.replies import Reply, own_reply
-from greylist_proxy.smtp.settings import SessionSettings
-from greylist_proxy.smtp.tarpit import Tarpit
-from greylist_proxy.smtp.tls import Tls
+from greylist_proxy.smtp.shared import MAX_CALLOUTS, Services
 from greylist_proxy.smtp.trace import received
-from greylist_proxy.smtp.turns import Shares
-from greylist_proxy.smtp.verification import Harvesters, Verifier, is_unknown_user
-from greylist_proxy.tasks import Tasks
+from greylist_proxy.smtp.verification import is_unknown_user
 
-# Sessions that may hold a backend connection for a recipient which will be deferred at DATA.
-MAX_CALLOUTS = 20
-MAX_CALLOUTS_PER_CLIENT = 5  # of these
 # Senders that address verification is done with, besides the null sender (Postfix: double-bounce).
 CALLOUT_SENDERS = frozenset({"postmaster", "double-bounce"})
 # Who was told nothing of what we can do (HELO) can't be disappointed.
@@ -75,35 +65,6 @@ ANSWERS = {
 }
 # A deferral for these may be told apart from one for a user that there is not.
 VERIFIED_FIRST = policy.GREYLISTED | {Reason.TRANSACTION}
-
-
-@dataclass
-class Services:
-    """What every session shares. A reload replaces single fields; sessions read them each time."""
-
-    hostname: str
-    acceptance: Acceptance
-    ipv4_prefix: int
-    ipv6_prefix: int
-    greylisted_reply: str  # with {seconds} and {id}
-    identifier: Identifier
-    backends: Backends
-    gate: Gate
-    log: Log
-    tasks: Tasks
-    tarpit: Tarpit
-    offers: Offers
-    connections: Connections
-    limits: Limits = field(default_factory=Limits)
-    settings: SessionSettings = field(default_factory=SessionSettings)
-    tls: Tls = field(default_factory=Tls)
-    prevalence: Prevalence = field(default_factory=Prevalence)
-    max_recipients: int = 1000  # a transaction
-    verify_recipient_first: bool = False
-    verifier: Verifier = field(default_factory=Verifier)
-    harvesters: Harvesters = field(default_factory=Harvesters)
-    shares: Shares = field(default_factory=lambda: Shares(25))  # each client's of the connections to backends
-    callouts: Shares = field(default_factory=lambda: Shares(MAX_CALLOUTS_PER_CLIENT))
 
 
 class Visitor(NamedTuple):
