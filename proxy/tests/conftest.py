@@ -16,7 +16,7 @@ from greylist_proxy.assembly import assemble
 from greylist_proxy.config import Config
 from greylist_proxy.log import Log
 from greylist_proxy.services import services_of
-from greylist_proxy.smtp.transaction import Services
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.tasks import Tasks
 
@@ -85,11 +85,11 @@ class MakeServices:
         self._folder = folder
         self._stream = io.StringIO()
 
-    def __call__(self, port: int) -> Services:
+    def __call__(self, port: int, workers: int = 1, **backend: int) -> Services:
         config = Config.model_validate(
             {
                 "smtp": {"hostname": "mx.test", "max_message_size": "1MiB"},
-                "backend": {"hosts": [f"127.0.0.1:{port}"], "domains": ["here.test"]},
+                "backend": {"hosts": [f"127.0.0.1:{port}"], "domains": ["here.test"], **backend},
                 "greylist": {"delay": 0, "client_key": "network"},
                 "allow": {"well_known": False},
                 "trap": {},
@@ -101,7 +101,7 @@ class MakeServices:
         log = Log(self._stream)
         tasks = Tasks(log)
         judgement = assemble(config, make_store(config.store, config.greylist.rules, log), log, tasks)
-        return services_of(config, judgement, log, tasks)
+        return services_of(config, judgement, log, tasks, workers=workers)
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self._stream.getvalue().splitlines()]

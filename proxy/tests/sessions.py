@@ -30,10 +30,11 @@ from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.server import Session
 from greylist_proxy.smtp.settings import SessionSettings
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.smtp.tls import Tls
-from greylist_proxy.smtp.transaction import Services, Visitor
+from greylist_proxy.smtp.transaction import Visitor
 from greylist_proxy.tasks import Tasks
 
 __all__ = ["stage"]

@@ -174,6 +174,7 @@ def test_every_setting_that_sessions_use_is_taken_over(make_services: MakeServic
                     "starttls": "required",
                     "capabilities": ["SIZE 99", "DSN"],
                     "max_connections": 41,
+                    "max_connections_per_client": 7,
                     "idle_connections": 1,
                     "idle_timeout": 43,
                 },
@@ -207,10 +208,35 @@ def test_every_setting_that_sessions_use_is_taken_over(make_services: MakeServic
         assert (backend.send_client_address, backend.starttls) == ("xclient", "required")
         # Shared among two, but never nothing.
         assert (backend.max_connections, backend.idle_connections, backend.idle_timeout) == (20, 1, 43)
+        assert services.shares.most == 3
         await services.backends.close()
         await services.gate.close()
 
     asyncio.run(see())
+
+
+@pytest.mark.parametrize(
+    ("connections", "per_client", "workers", "share"),
+    [
+        (100, 0, 1, 25),
+        (100, 0, 4, 6),
+        *((few, 0, 1, 1) for few in (1, 2, 3, 4, 7)),
+        (8, 0, 1, 2),
+        (3, 0, 8, 1),
+        (100, 80, 1, 80),
+        (100, 80, 4, 20),
+        (100, 2, 4, 1),
+    ],
+)
+def test_a_clients_share_of_the_connections(
+    make_services: MakeServices, connections: int, per_client: int, workers: int, share: int
+) -> None:
+    async def see() -> int:
+        services = make_services(9, workers, max_connections=connections, max_connections_per_client=per_client)
+        await services.gate.close()
+        return services.shares.most
+
+    assert asyncio.run(see()) == share
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,7 @@ def test_an_error_names_key_value_and_what_is_allowed(tmp_path: Path, text: str,
         'capabilities = ["SIZE x"]',
         'capabilities = ["SIZE 5", "size"]',
         "max_connections = 0",
+        "max_connections_per_client = -1",
         "idle_connections = -1",
         "idle_timeout = 0",
     ],
@@ -505,6 +506,10 @@ def test_advice(tmp_path: Path, text: str, sentences: list[str]) -> None:
         (
             "[smtp]\nmax_connections_per_client = 5001",
             ["smtp.max_connections_per_client is over smtp.max_connections: one client may take all"],
+        ),
+        (
+            "max_connections_per_client = 101",
+            ["backend.max_connections_per_client is over backend.max_connections: one client may hold all"],
         ),
     ],
 )

@@ -293,7 +293,8 @@ def test_null_sender_is_deferred_at_data(start_proxy: StartProxy, sink: Sink) ->
 
 def test_callouts_hold_twenty_backend_connections_at_most(start_proxy: StartProxy, sink: Sink) -> None:
     proxy = start_proxy(sink.port)
-    clients = [Wire(proxy.port).hello() for _n in range(21)]
+    # Five at most are one client's.
+    clients = [Wire(proxy.port, source=f"127.0.9.{1 + number // 5}").hello() for number in range(21)]
     replies = []
     for client in clients:
         client.ask(b"MAIL FROM:<>")
@@ -308,6 +309,38 @@ def test_callouts_hold_twenty_backend_connections_at_most(start_proxy: StartProx
     wait_until(lambda: clients[0].ask(b"RCPT TO:<u@here.test>").startswith(b"250 "), "the place")
     for client in clients:
         client.close()
+
+
+def test_one_client_holds_a_quarter_of_the_backend_connections_at_most(start_proxy: StartProxy, sink: Sink) -> None:
+    """Whoever a load balancer names is one client, not the load balancer; postmaster is never greylisted."""
+    proxy = start_proxy(
+        sink.port, backend={"max_connections": 8}, smtp={"proxy_protocol_from": ["127.0.0.1/32"], "hostname": "mx.test"}
+    )
+
+    def visitor(address: str) -> Wire:
+        wire = Wire(proxy.port)
+        wire.send(b"PROXY TCP4 %b 192.0.2.25 4711 25\r\n" % address.encode())
+        wire.hello().ask(b"MAIL FROM:<a@far.test>")
+        return wire
+
+    def drip(address: str) -> Wire:
+        wire = visitor(address)
+        assert wire.ask(b"RCPT TO:<postmaster@here.test>").startswith(b"250 ")
+        assert wire.ask(b"DATA").startswith(b"354 ")
+        wire.send(b"S")
+        return wire
+
+    slow = [drip("192.0.2.1") for _n in range(2)]
+    waiting = visitor("192.0.2.1")
+    waiting.send(b"RCPT TO:<postmaster@here.test>\r\n")
+    others = [drip(f"192.0.2.{number}") for number in range(2, 7)]
+    with others[0] as other:
+        assert other.ask(MESSAGE[1:] + b".").startswith(b"250 ")
+    assert len(sink.senders) == 7, "the third of the first client has not got through"
+    slow[0].close()
+    assert waiting.reply().startswith(b"250 ")
+    for wire in (*slow[1:], waiting, *others[1:]):
+        wire.close()
 
 
 def test_a_delivered_message_gives_its_place_back(start_proxy: StartProxy, sink: Sink) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -279,6 +280,26 @@ def test_who_waits_for_too_long_is_told_to_come_again(scripted: Scripted) -> Non
     assert told.startswith("451 4.3.2 ")
     assert then == "250 taken\r\n"
     assert len(peer.conversations) == 1
+
+
+def test_more_connections_by_a_reload_are_taken_at_once(scripted: Scripted) -> None:
+    peer = scripted()
+
+    async def scene() -> str:
+        rig = Rig(peer.port, timeouts=PATIENT, max_connections=1)
+        relay = rig.relay()
+        assert (await relay.rcpt("u@here.test", ())).is_positive
+        waiting = asyncio.ensure_future(rig.play(pause=0))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        rig.backends.configure(dataclasses.replace(rig.settings, max_connections=2))
+        told = (await waiting).text
+        relay.close()
+        await rig.settle()
+        return told
+
+    assert run(scene()) == "250 taken\r\n"
+    assert len(peer.conversations) == 2
 
 
 # -- several hosts --

@@ -48,7 +48,7 @@ def test_the_client_is_the_one_that_is_named(stage: Stage, header: bytes, *, tog
         (transaction,) = stage.transactions
         visitor = transaction.visitor
         assert (str(visitor.client.address), visitor.port) == ("192.0.2.1", 4711)
-        assert (visitor.local_address, visitor.local_port) == ("198.51.100.2", 25)
+        assert visitor.local() == ("198.51.100.2", 25)
         assert visitor.client.network == "192.0.2.0/24"
 
     run(dialogue())

@@ -22,15 +22,24 @@ from greylist_proxy.policy import Mode, Rules
 from greylist_proxy.smtp import transaction as transaction_module
 from greylist_proxy.smtp import verification
 from greylist_proxy.smtp.address import Path, parse_sender
+from greylist_proxy.smtp.backend import Timeouts
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.events import Hello, Mail, Offers
 from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.host import BackendSettings
 from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.replies import Reply, own_reply
+from greylist_proxy.smtp.shared import MAX_CALLOUTS, MAX_CALLOUTS_PER_CLIENT, Services
 from greylist_proxy.smtp.tarpit import Tarpit
-from greylist_proxy.smtp.transaction import MAX_CALLOUTS, Services, Transaction, Visitor
+from greylist_proxy.smtp.transaction import (
+    NOT_NOW,
+    TOO_MANY_CALLOUTS,
+    TOO_MANY_MESSAGES,
+    Transaction,
+    Visitor,
+)
 from greylist_proxy.store import Action, Entry, Kind, Limits, Source, Wanted
 from greylist_proxy.store.sqlite import SqliteStore
 from greylist_proxy.tasks import Tasks
@@ -45,7 +54,7 @@ UNKNOWN_USER = Reply(550, (b"5.1.1 <x>: no such user",))
 UTF8 = Parameter("SMTPUTF8", "SMTPUTF8", "")
 
 
-async def answer(transaction: Transaction, recipient: str, parameters: Sequence[Parameter] = ()) -> Reply:
+async def reply_to(transaction: Transaction, recipient: str, parameters: Sequence[Parameter] = ()) -> Reply:
     """Ask for a recipient, and wait for the answer where it is not there at once."""
     answer = transaction.rcpt(recipient, parameters)
     return answer if isinstance(answer, Reply) else await answer
@@ -62,6 +71,7 @@ class Behind:
         self.answers: dict[str, Reply | Exception] = {}
         self.final: Reply | Exception = TAKEN
         self.hold: asyncio.Event | None = None
+        self.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=0.05))
 
     def answer(self, recipient: str) -> Reply:
         answer = self.answers.get(recipient) or (UNKNOWN_USER if recipient.startswith("no") else TAKEN)
@@ -186,13 +196,13 @@ class Stage:
     async def rcpt(self, recipient: str, sender: str = "a@far.test", source: str = "192.0.2.7") -> str:
         """Ask for one recipient in a transaction of its own."""
         transaction = self.mail(sender, source)
-        reply = await answer(transaction, recipient)
+        reply = await reply_to(transaction, recipient)
         transaction.abandon("reset")
         return str(reply)
 
     async def deliver(self, recipient: str, sender: str = "a@far.test", source: str = "192.0.2.7") -> str:
         transaction = self.mail(sender, source)
-        assert (await answer(transaction, recipient)).is_positive
+        assert (await reply_to(transaction, recipient)).is_positive
         assert (await transaction.data()).code == 354
         return str(await transaction.commit())
 
@@ -231,7 +241,7 @@ def stage(tmp_path: FilePath, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage
 def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
     async def dialogue() -> None:
         first = stage.mail()
-        reply = await answer(first, "u@here.test")
+        reply = await reply_to(first, "u@here.test")
         ident = stage.decisions()[0]["id"]
         assert re.fullmatch("[0-9A-F]{12}[.]1", ident)
         assert str(reply) == f"450 4.7.1 Greylisted, 60 s ({ident})"
@@ -242,7 +252,7 @@ def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
         stage.clock.step(61)
         notify, size = Parameter("notify=NEVER", "NOTIFY", "NEVER"), Parameter("SIZE=7", "SIZE", "7")
         second = stage.mail("a@far.test", "192.0.2.9", size)
-        assert await answer(second, "u@here.test", (notify,)) == TAKEN
+        assert await reply_to(second, "u@here.test", (notify,)) == TAKEN
         assert await second.data() == GO_ON
         second.write(b"Subject: x\r\n")
         second.write(b"\r\n..x\r\n")
@@ -261,7 +271,7 @@ def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
         assert relay.introduction == Introduction(
             identify("192.0.2.9", 24, 64).address, 40000, "127.0.0.1", 25, None, "c.test", True
         )
-        assert await answer(stage.mail(), "u@here.test") == TAKEN
+        assert await reply_to(stage.mail(), "u@here.test") == TAKEN
         assert stage.reasons() == ["new", "retried", "known"]
 
     stage.run(dialogue)
@@ -304,7 +314,7 @@ def test_the_answer_to_data_without_recipients(stage: Stage, recipients: list[st
             stage.services.acceptance = Acceptance.load(["here.test"], unknown_domain="defer")
         transaction = stage.mail()
         for recipient in recipients:
-            await answer(transaction, recipient)
+            await reply_to(transaction, recipient)
         assert str(await transaction.data()).startswith(answer)
 
     stage.run(dialogue)
@@ -314,7 +324,7 @@ def test_too_many_recipients_are_to_come_again(stage: Stage) -> None:
     async def dialogue() -> None:
         stage.services.max_recipients = 3
         transaction = stage.mail()
-        replies = [str(await answer(transaction, f"u{number}@away.test"))[:9] for number in range(4)]
+        replies = [str(await reply_to(transaction, f"u{number}@away.test"))[:9] for number in range(4)]
         assert replies == ["550 5.7.1"] * 3 + ["452 4.5.3"]
         assert (await transaction.data()).is_temporary, "there was one that nobody looked at"
         assert len(stage.decisions()) == 3
@@ -325,7 +335,7 @@ def test_too_many_recipients_are_to_come_again(stage: Stage) -> None:
 def test_an_empty_message_has_its_received_all_the_same(stage: Stage) -> None:
     async def dialogue() -> None:
         transaction = stage.mail()
-        await answer(transaction, "abuse@here.test")
+        await reply_to(transaction, "abuse@here.test")
         await transaction.data()
         assert stage.behind.relays[0].content == b""  # it goes with what comes first of the message
         await transaction.commit()
@@ -340,16 +350,16 @@ def test_for_names_nobody_when_there_are_two(stage: Stage) -> None:
 
     async def dialogue() -> None:
         transaction = stage.mail()
-        await answer(transaction, "postmaster@here.test")
-        await answer(transaction, "abuse@here.test")
+        await reply_to(transaction, "postmaster@here.test")
+        await reply_to(transaction, "abuse@here.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"here.test" not in stage.behind.relays[0].content
         # The refused and the deferred do not get the message.
         transaction = stage.mail()
-        await answer(transaction, "u@here.test")
-        await answer(transaction, "abuse@here.test")
-        await answer(transaction, "abuse@away.test")
+        await reply_to(transaction, "u@here.test")
+        await reply_to(transaction, "abuse@here.test")
+        await reply_to(transaction, "abuse@away.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b" for <abuse@here.test>;" in stage.behind.relays[1].content
@@ -365,12 +375,12 @@ def test_received_says_how_it_came(stage: Stage) -> None:
             ({"helo": "no name\r\nX: y"}, b"from unknown ([192.0.2.7])"),
         ):
             transaction = stage.mail(**cast("Any", changes))
-            await answer(transaction, "abuse@here.test")
+            await reply_to(transaction, "abuse@here.test")
             await transaction.data()
             transaction.write(b"Subject: x\r\n")
             assert words in stage.behind.relays[-1].content
         transaction = stage.mail("a@far.test", "192.0.2.7", UTF8)
-        await answer(transaction, "abuse@bücher.test")
+        await reply_to(transaction, "abuse@bücher.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"with UTF8SMTP id" in stage.behind.relays[-1].content
@@ -383,7 +393,7 @@ def test_a_name_that_is_known_is_told(stage: Stage, monkeypatch: pytest.MonkeyPa
     async def dialogue() -> None:
         monkeypatch.setattr(Origin, "known_names", ("mx1.far.test", "mx2.far.test"))
         transaction = stage.mail(helo="mx2.far.test")
-        await answer(transaction, "abuse@here.test")
+        await reply_to(transaction, "abuse@here.test")
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"from mx2.far.test (mx2.far.test [192.0.2.7])\r\n" in stage.behind.relays[0].content
@@ -398,10 +408,10 @@ def test_a_name_that_is_known_is_told(stage: Stage, monkeypatch: pytest.MonkeyPa
 def test_the_relay_is_told_what_the_client_was_promised(stage: Stage) -> None:
     async def dialogue() -> None:
         for promised in (ALL, None):
-            await answer(stage.mail(promised=promised), "abuse@here.test")
+            await reply_to(stage.mail(promised=promised), "abuse@here.test")
             assert stage.behind.relays[-1].promised is promised
         # HELO: nothing was promised, and nothing can be broken.
-        await answer(stage.mail(esmtp=False, promised=None), "abuse@here.test")
+        await reply_to(stage.mail(esmtp=False, promised=None), "abuse@here.test")
         assert stage.behind.relays[-1].promised == Capabilities()
 
     stage.run(dialogue)
@@ -424,11 +434,11 @@ def test_greylisting_goes_on_without_a_backend(stage: Stage) -> None:
 def test_after_a_failure_of_ours_the_backend_counts_as_lost(stage: Stage) -> None:
     async def dialogue() -> None:
         transaction = stage.mail()
-        assert (await answer(transaction, "abuse@here.test")).is_positive
+        assert (await reply_to(transaction, "abuse@here.test")).is_positive
         transaction.fail()
         (relay,) = stage.behind.relays
         assert relay.ends == ["close"]
-        assert (await answer(transaction, "postmaster@here.test")).is_temporary
+        assert (await reply_to(transaction, "postmaster@here.test")).is_temporary
         assert (await transaction.data()).is_temporary
         assert (await transaction.commit()).is_temporary
         assert "finish" not in relay.ends
@@ -454,12 +464,12 @@ def test_what_the_backend_took_is_taken_whatever_fails_here(stage: Stage, monkey
 def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
     async def dialogue() -> None:
         transaction = stage.mail("")
-        assert (await answer(transaction, "nobody@here.test")) == UNKNOWN_USER
-        assert stage.services.callouts == 1
+        assert (await reply_to(transaction, "nobody@here.test")) == UNKNOWN_USER
+        assert stage.services.callouts.taken == 1
         if when == "before":
             transaction.abandon("client-gone")
         else:
-            await answer(transaction, "abuse@here.test")
+            await reply_to(transaction, "abuse@here.test")
             await transaction.data()
             if when == "after":
                 transaction.abandon("client-gone")
@@ -468,9 +478,9 @@ def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
                 with pytest.raises(RuntimeError):
                     await transaction.commit()
                 assert stage.behind.relays[-1].ends == ["finish", "close"], "its connection is given back"
-        assert stage.services.callouts == 0
+        assert stage.services.callouts.taken == 0
         transaction.abandon("client-gone")
-        assert stage.services.callouts == 0, "only once"
+        assert stage.services.callouts.taken == 0, "only once"
 
     stage.run(dialogue)
 
@@ -481,15 +491,98 @@ def test_callouts_hold_so_many_connections_and_no_more(stage: Stage) -> None:
             stage.mail(("", "postmaster@far.test", "Double-Bounce@far.test")[number % 3], f"192.0.2.{number}")
             for number in range(MAX_CALLOUTS + 1)
         ]
-        replies = [str(await answer(each, "u@here.test"))[:9] for each in transactions]
+        replies = [str(await reply_to(each, "u@here.test"))[:9] for each in transactions]
         assert replies == ["250 2.0.0"] * MAX_CALLOUTS + ["451 4.3.2"]
         assert len(stage.behind.relays) == MAX_CALLOUTS
         assert str(await transactions[0].data()).startswith("450 4.7.1 Greylisted")
         assert str(await transactions[-1].data()).startswith("451 ")
         transactions[0].abandon("reset")
-        assert (await answer(transactions[-1], "u@here.test")).is_positive
+        assert (await reply_to(transactions[-1], "u@here.test")).is_positive
 
     stage.run(dialogue)
+
+
+def test_one_client_has_a_part_of_the_callouts(stage: Stage) -> None:
+    async def dialogue() -> None:
+        # An IPv6 client has a whole /64.
+        for sources in (["192.0.2.7"] * 6, [f"2001:db8::{number}" for number in range(6)]):
+            transactions = [stage.mail("", source) for source in sources]
+            replies = [await reply_to(each, "u@here.test") for each in transactions]
+            assert replies == [TAKEN] * MAX_CALLOUTS_PER_CLIENT + [TOO_MANY_CALLOUTS]
+            transactions[0].abandon("reset")
+            assert await reply_to(transactions[-1], "u@here.test") == TAKEN
+
+    stage.run(dialogue)
+
+
+# -- a client's share of the connections to the backend --
+
+
+@pytest.mark.parametrize("end", ["abandon", "commit", "refused", "fault of ours", "gone while it waits"])
+def test_a_share_is_given_back_once(stage: Stage, end: str) -> None:
+    shares = stage.services.shares
+    shares.most = 1
+
+    async def dialogue() -> None:
+        transaction = stage.mail()
+        assert await reply_to(transaction, "abuse@here.test") == TAKEN
+        assert await reply_to(transaction, "postmaster@here.test") == TAKEN
+        assert shares.taken == 1
+        if end == "gone while it waits":
+            other = stage.mail()
+            stage.behind.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=30))
+            waiting = asyncio.ensure_future(reply_to(other, "abuse@here.test"))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            other.abandon("client-gone")
+            assert shares.taken == 1
+        elif end == "fault of ours":
+            transaction.fail()
+            assert shares.taken == 0
+            assert await reply_to(transaction, "abuse@here.test") == NOT_NOW
+        elif end != "abandon":
+            assert await transaction.data() == GO_ON
+            stage.behind.final = TAKEN if end == "commit" else UNKNOWN_USER
+            assert await transaction.commit() == stage.behind.final
+            assert shares.taken == 0
+        for _n in range(2):
+            transaction.abandon("reset")
+            assert (shares.taken, len(shares)) == (0, 0)
+
+    stage.run(dialogue)
+
+
+def test_a_client_over_its_share_waits_and_is_then_told_to_come_again(stage: Stage) -> None:
+    stage.services.shares.most = 2
+
+    async def dialogue() -> None:
+        holding = [stage.mail() for _n in range(2)]
+        for each in holding:
+            assert await reply_to(each, "abuse@here.test") == TAKEN
+        over = stage.mail()
+        assert await reply_to(over, "abuse@here.test") == TOO_MANY_MESSAGES
+        # It has waited once, and does not wait again for each recipient.
+        stage.behind.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=30))
+        assert [await reply_to(over, "abuse@here.test"), await over.data()] == [NOT_NOW] * 2
+        over.abandon("refused")
+        # Others are not concerned, nor who needs no connection.
+        assert (await stage.rcpt("abuse@here.test", source="192.0.2.8")).startswith("250 ")
+        assert (await stage.rcpt("u@here.test")).startswith("450 4.7.1 Greylisted")
+        waiting = asyncio.ensure_future(stage.rcpt("abuse@here.test"))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        holding[0].abandon("reset")
+        assert (await waiting).startswith("250 ")
+
+    stage.run(dialogue)
+    (line,) = [each for each in map(json.loads, stage.log.getvalue().splitlines()) if each["event"] == "relay"]
+    assert (line["outcome"], line["stage"], line["error"]) == (
+        "failed",
+        "connect",
+        "the client has 2 already: see backend.max_connections_per_client",
+    )
 
 
 # -- whom replies are slow for --
@@ -498,25 +591,25 @@ def test_callouts_hold_so_many_connections_and_no_more(stage: Stage) -> None:
 def test_who_is_slow(stage: Stage) -> None:
     async def dialogue() -> None:
         plain = stage.mail()
-        await answer(plain, "u@away.test")
-        await answer(plain, "u@here.test")
+        await reply_to(plain, "u@away.test")
+        await reply_to(plain, "u@here.test")
         assert (plain.slow, plain.is_trapped) == (False, False)
         early = stage.mail(early=True)
         assert (early.slow, early.is_trapped) == (True, False)
-        await answer(early, "u@here.test")
+        await reply_to(early, "u@here.test")
         assert [each.get("early") for each in stage.decisions()] == [None, None, True]
         stage.exemptions.put(Entry(Kind.SENDER, "bad.test", Action.BLOCK, Source.OPERATOR, 0.0, None, ""))
         blocked = stage.mail("a@bad.test")
-        assert str(await answer(blocked, "u@here.test")).startswith("550 5.7.1 Blocked")
+        assert str(await reply_to(blocked, "u@here.test")).startswith("550 5.7.1 Blocked")
         assert (blocked.slow, blocked.is_trapped) == (True, False)
         for recipient in ("trap@here.test", "u@here.test"):
             trapped = stage.mail("a@other.test", "198.51.100.1")
-            assert str(await answer(trapped, recipient)).startswith("450 4.7.1 Too much unwanted mail")
+            assert str(await reply_to(trapped, recipient)).startswith("450 4.7.1 Too much unwanted mail")
             assert (trapped.slow, trapped.is_trapped) == (True, True)
         # Mode observe tarpits nobody.
         stage.gate.rules = Rules(mode=Mode.OBSERVE)
         for transaction in (stage.mail(early=True), stage.mail("a@bad.test"), stage.mail("", "198.51.100.1")):
-            assert (await answer(transaction, "u@here.test")).is_positive
+            assert (await reply_to(transaction, "u@here.test")).is_positive
             assert (transaction.slow, transaction.is_trapped) == (False, False)
 
     stage.run(dialogue)
@@ -554,7 +647,7 @@ def test_what_is_not_ours_never_reaches_the_backend(
         stage.services.verify_recipient_first = first
         stage.gate.rules = Rules(mode=Mode.OFF)  # whatever the policy says
         transaction = stage.mail(sender)
-        assert str(await answer(transaction, recipient)).startswith(answer)
+        assert str(await reply_to(transaction, recipient)).startswith(answer)
         assert not (await transaction.data()).is_positive
         assert stage.behind.relays == []
         assert stage.behind.verified == []
@@ -590,8 +683,8 @@ def test_recipients_are_verified_before_they_are_deferred(stage: Stage) -> None:
         stage.services.verify_recipient_first = True
         size = Parameter("SIZE=7", "SIZE", "7")
         transaction = stage.mail("a@far.test", "192.0.2.7", size)
-        assert await answer(transaction, "nobody@here.test") == UNKNOWN_USER
-        assert str(await answer(transaction, "u@here.test")).startswith("450 4.7.1 Greylisted")
+        assert await reply_to(transaction, "nobody@here.test") == UNKNOWN_USER
+        assert str(await reply_to(transaction, "u@here.test")).startswith("450 4.7.1 Greylisted")
         assert stage.behind.verified == [("a@far.test", "nobody@here.test"), ("a@far.test", "u@here.test")]
         assert stage.behind.parameters == [(size,), (size,)]
         assert stage.reasons() == ["unknown-recipient", "new"]
@@ -674,7 +767,7 @@ def test_after_five_unknown_users_the_backend_is_not_asked(stage: Stage) -> None
             for sender in ("a@far.test", "b@other.test", "", "postmaster@far.test"):
                 assert await stage.rcpt(recipient, sender) == TOLD
         assert (len(stage.behind.verified), stage.behind.asked) == (asked, [])
-        assert stage.services.callouts == 0
+        assert stage.services.callouts.taken == 0
         # Others are not concerned, nor are postmaster and routing.
         assert await stage.rcpt("no9@here.test", source="192.0.2.8") == str(UNKNOWN_USER)
         assert (await stage.rcpt("postmaster@here.test")).startswith("250 ")
@@ -819,16 +912,16 @@ def test_internationalised_addresses_are_greylisted_like_others(stage: Stage) ->
     async def dialogue() -> None:
         sender, recipient = "jürgen@straße.test", "用户@bücher.test"
         transaction = stage.mail(sender, "192.0.2.7", UTF8)
-        assert str(await answer(transaction, recipient)).startswith("450 4.7.1 Greylisted")
+        assert str(await reply_to(transaction, recipient)).startswith("450 4.7.1 Greylisted")
         stage.clock.step(61)
         # At its retry it is written in another way.
         again = stage.mail("ju\u0308rgen@xn--strae-oqa.test", "192.0.2.7", UTF8)
         other = "用户@XN--bcher-kva.test"
-        assert await answer(again, other) == TAKEN
+        assert await reply_to(again, other) == TAKEN
         assert await again.data() == GO_ON
         assert await again.commit() == TAKEN
         assert stage.behind.relays[0].recipients == [(other, ())], "as it came"
-        assert (await answer(stage.mail(sender, "192.0.2.7", UTF8), recipient)).is_positive
+        assert (await reply_to(stage.mail(sender, "192.0.2.7", UTF8), recipient)).is_positive
         assert stage.reasons() == ["new", "retried", "known"]
         assert all(line.isascii() and line.isprintable() for line in stage.log.getvalue().splitlines())
         assert stage.decisions()[0]["sender"] == sender
@@ -852,7 +945,7 @@ def test_lists_take_internationalised_addresses(stage: Stage) -> None:
             ("a@far.test", "FAST@BÜCHER.test", "250 "),
             ("a@far.test", "slow@bücher.test", "450 "),
         ):
-            reply = await answer(stage.mail(sender, "192.0.2.7", UTF8), recipient)
+            reply = await reply_to(stage.mail(sender, "192.0.2.7", UTF8), recipient)
             assert str(reply).startswith(answer), (sender, recipient)
 
     stage.run(dialogue)
@@ -865,7 +958,7 @@ def test_the_decision_of_one_recipient_is_the_next_ones(stage: Stage) -> None:
         await stage.known("known@here.test")
         transaction = stage.mail()
         answers = [
-            str(await answer(transaction, recipient))[:4]
+            str(await reply_to(transaction, recipient))[:4]
             for recipient in ("postmaster@here.test", "u@away.test", "nothing", "known@here.test", "new@here.test")
         ]
         assert answers == ["250 ", "550 ", "501 ", "250 ", "250 "]

@@ -115,6 +115,8 @@ def advice(config: Config) -> list[str]:
         sentences.append(f"smtp.max_recipients is {smtp.max_recipients}, RFC 5321 section 4.5.3.1.8 wants 100 or more")
     if smtp.max_connections_per_client > smtp.max_connections:
         sentences.append("smtp.max_connections_per_client is over smtp.max_connections: one client may take all")
+    if backend.max_connections_per_client > backend.max_connections:
+        sentences.append("backend.max_connections_per_client is over backend.max_connections: one client may hold all")
     if backend.starttls == "verify":
         sentences += [
             f"backend.starttls is verify, and {host} is an address: its certificate must have that address in it"

@@ -171,6 +171,12 @@ class BackendSection(Section):
     max_connections: int = Field(
         default=100, ge=1, le=100_000, description="a whole number of connections to a host, from 1 to 100000"
     )
+    max_connections_per_client: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="a whole number of connections, from 1 to 100000, or 0 (a quarter of max_connections)",
+    )
     idle_connections: int = Field(
         default=20,
         ge=0,

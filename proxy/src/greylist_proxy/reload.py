@@ -12,7 +12,7 @@ from greylist_proxy.config import Config, ConfigError, advice
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
 from greylist_proxy.services import change, read_files
-from greylist_proxy.smtp.transaction import Services
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.store import Store
 
 # What is made once: sockets, processes, the store, the DNS client, the name that backends know us by.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config, ConfigError
+from greylist_proxy.config_sections import BackendSection
 from greylist_proxy.config_values import FileAddress
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
@@ -21,9 +22,9 @@ from greylist_proxy.smtp.opening import tls_context
 from greylist_proxy.smtp.pool import Backends
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.settings import SessionSettings
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.tls import Tls, TlsError
-from greylist_proxy.smtp.transaction import Services
 from greylist_proxy.tasks import Tasks
 
 PROMISES = "backends.json"  # what the backends were last heard to offer
@@ -122,6 +123,7 @@ def _take_over(services: Services, config: Config, workers: int) -> None:
     )
     services.max_recipients = smtp.max_recipients
     services.verify_recipient_first = config.backend.verify_recipient_first
+    services.shares.most = _share_of_a_client(config.backend, workers)
     services.tarpit.seconds = tarpit.seconds
     services.tarpit.trickle = config.trap.tarpit
     services.tarpit.max_waiting = _share(tarpit.max_waiting, workers)
@@ -144,6 +146,11 @@ def _backend_settings(config: Config, workers: int) -> BackendSettings:
 def _share(number: int, workers: int) -> int:
     # What is allowed at all is allowed to each: a part of nothing would be none.
     return max(number // workers, min(number, 1))
+
+
+def _share_of_a_client(backend: BackendSection, workers: int) -> int:
+    # At least one: where there are so few that there is no quarter, a client has its messages taken one by one.
+    return _share(backend.max_connections_per_client, workers) or max(_share(backend.max_connections, workers) // 4, 1)
 
 
 def promises_file(config: Config) -> Path | None:

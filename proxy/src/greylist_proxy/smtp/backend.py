@@ -49,10 +49,12 @@ BUSY = own_reply(451, "4.3.2", "The mail server has too much to do, try again la
 class Timeouts:
     """Seconds to wait for the backend: RFC 5321 section 4.5.3.2, but for the opening.
 
-    The client waits 5 minutes for the answer to its RCPT, and all hosts together must fit into that: waiting for a free
-    connection has `slot`, and connecting, greeting and EHLO share `opening`, in equal parts among the hosts.
+    The client waits 5 minutes for the answer to its RCPT, and all hosts together must fit into that: waiting until the
+    client has given back one of its own connections has `share`, waiting for a free one has `slot`, and connecting,
+    greeting and EHLO share `opening`, in equal parts among the hosts.
     """
 
+    share: float = 15
     slot: float = 30
     connect: float = 30
     opening: float = 240

@@ -21,9 +21,10 @@ from greylist_proxy.smtp.edge import BACKEND, CLIENT, HELD, OWED, UPGRADE, Edge
 from greylist_proxy.smtp.events import Event
 from greylist_proxy.smtp.protocol import ServerProtocol
 from greylist_proxy.smtp.replies import Reply, own_reply
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.tarpit import Wait
 from greylist_proxy.smtp.timers import Pace, Watch
-from greylist_proxy.smtp.transaction import Services, Transaction
+from greylist_proxy.smtp.transaction import Transaction
 
 TURN = 100  # events of one session before the others have their turn
 TURN_TIME = 0.002  # seconds, likewise: an internationalised address takes a thousand times as long as a NOOP
@@ -381,6 +382,7 @@ class Conversation(Edge):
             self._transaction.fail()
 
     def failed(self, error: Exception) -> None:
+        """Say that something unexpected happened: a reply that is owed, else the end."""
         try:
             self._log_failure(error)
             if self._core.owes and not (self._wait or self._task):

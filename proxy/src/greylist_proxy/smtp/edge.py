@@ -20,8 +20,9 @@ from greylist_proxy.client import identify
 from greylist_proxy.smtp.limits import Full, client_key
 from greylist_proxy.smtp.proxy_header import HeaderError, HeaderReader, Named, Unnamed
 from greylist_proxy.smtp.replies import own_reply
+from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.timers import Watch
-from greylist_proxy.smtp.transaction import Services, Visitor
+from greylist_proxy.smtp.transaction import Visitor
 
 TOO_MANY = own_reply(421, "4.7.0", "Too many connections, try again later").wire()
 

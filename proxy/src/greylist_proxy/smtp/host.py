@@ -26,6 +26,7 @@ from greylist_proxy.smtp.breaker import Breaker
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.opening import Opener, SendClientAddress, StartTls, TlsError
+from greylist_proxy.smtp.turns import Turns
 from greylist_proxy.tasks import Tasks
 
 MAX_TRANSACTIONS = 100  # a connection: so that a server which is drained or limits them is left in time
@@ -67,8 +68,7 @@ class Host:
         self._look = look
         self._idle: deque[Connection] = deque()  # the one used last is at the right end
         self._current: set[Connection] = set()  # those in use that were opened under the settings of now
-        self._in_use = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._turns = Turns(0)  # the connections in use, and who waits for one
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_tls_broken = False
         self._lacks_xclient = False
@@ -83,6 +83,7 @@ class Host:
         self._opener = opener
         self._is_retired = False
         self.next_probe = 0.0
+        self._turns.most = settings.max_connections
 
     def retire(self) -> None:
         """Keep no connections any more: it is not one of the hosts now, or the program ends."""
@@ -98,20 +99,21 @@ class Host:
     def take_kept(self) -> Connection | None:
         """Return a connection that was kept, where that needs nobody to be waited for; `give` must follow."""
         opener = self._opener
-        if opener.forward != "none" or self._in_use >= self._settings.max_connections:
+        if opener.forward != "none" or not self._idle or not self._turns.take_now():
             return None
         connection = self._pop()
-        if connection is not None:
-            self._in_use += 1
-            self._lend(connection, opener)
-        return connection
+        if connection is None:
+            self._turns.give()
+            return None
+        return self._lend(connection, opener)
 
     async def take(self, introduction: Introduction, patience: float, *, fresh: bool) -> Connection:
         """Return a connection on which this client is known; `give` must follow. BackendError: there is none.
 
         `patience` is how long to wait for a free one, in seconds; `fresh`: not one that was kept.
         """
-        await self._wait_for_turn(patience)
+        if not await self._turns.take(patience):
+            raise BackendError(BUSY, f"no connection was free for {patience:g} seconds")
         opener = self._opener
         try:
             kept = None if fresh else self._pop()
@@ -126,7 +128,7 @@ class Host:
                 else:
                     return self._lend(kept, opener)
             # Where one that was kept is not good enough, it makes room for the one to come.
-            self._dismiss(self._in_use + len(self._idle) - self._settings.max_connections)
+            self._dismiss(self._turns.taken + len(self._idle) - self._settings.max_connections)
             connection = await self._open(introduction, opener)
             try:
                 await opener.introduce(connection, introduction)
@@ -134,7 +136,7 @@ class Host:
                 connection.abort()
                 raise
         except BaseException:
-            self._end_turn()
+            self._turns.give()
             raise
         return self._lend(connection, opener)
 
@@ -146,9 +148,9 @@ class Host:
             connection.idle_since = self._now()
             self._idle.append(connection)
             self._sweep_later()
-            self._end_turn()
+            self._turns.give()
         elif connection.is_lost:
-            self._end_turn()
+            self._turns.give()
         else:
             self._tasks.spawn(self._leave(connection))
         self._current.discard(connection)
@@ -175,7 +177,7 @@ class Host:
 
     async def probe(self) -> None:
         """Ask for its capabilities. BackendError: it did not answer as it should."""
-        if self._in_use + len(self._idle) >= self._settings.max_connections:
+        if self._turns.taken + len(self._idle) >= self._settings.max_connections:
             return  # busy, so it lives, and would take a further connection amiss
         opener = dataclasses.replace(self._opener, seconds=min(PROBE_PATIENCE, self._opener.seconds))
         connection = await self._open(None, opener)
@@ -249,7 +251,7 @@ class Host:
         try:
             await connection.quit(self._settings.timeouts.quit)
         finally:
-            self._end_turn()
+            self._turns.give()
 
     def _sweep_later(self) -> None:
         if self._sweeper is None:
@@ -262,32 +264,6 @@ class Host:
         self._dismiss(sum(each.idle_since is not None and each.idle_since <= oldest for each in self._idle))
         if self._idle:
             self._sweep_later()
-
-    # -- how many at a time --
-
-    async def _wait_for_turn(self, seconds: float) -> None:
-        if self._in_use < self._settings.max_connections:
-            self._in_use += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(turn)
-        try:
-            async with asyncio.timeout(seconds):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self._end_turn()  # it came, and we are not there
-            if isinstance(error, TimeoutError):
-                raise BackendError(BUSY, f"no connection was free for {seconds:g} seconds") from None
-            raise
-
-    def _end_turn(self) -> None:
-        while self._waiters:
-            turn = self._waiters.popleft()
-            if not turn.done():
-                turn.set_result(None)  # the place is theirs
-                return
-        self._in_use -= 1
 
     # -- the operator's view --
 

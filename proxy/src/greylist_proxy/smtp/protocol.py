@@ -12,9 +12,9 @@ DATA and before its reply. RFC 2920 section 3.1 has the client wait there. If DA
 is likely to be a message whose sender does not look at replies; its lines must not be taken for commands, because
 someone else may have written them. The session ends.
 
-Rules of this file: all state is in ServerProtocol. A command is a method that takes the argument and returns an event,
-or None when the core has answered it; COMMANDS names them all. Everything that the core answers by itself is counted,
-as an error or as idle, so that nobody can keep it busy for ever.
+Rules of this file: all state is in Core (`core.py`). A command is a method that takes the argument and returns an
+event, or None when the core has answered it; COMMANDS names them all. Everything that the core answers by itself is
+counted, as an error or as idle, so that nobody can keep it busy for ever.
 """
 
 from __future__ import annotations
@@ -25,20 +25,16 @@ from functools import lru_cache
 from greylist_proxy.smtp import answers, foreign
 from greylist_proxy.smtp.address import AddressError, parse_sender
 from greylist_proxy.smtp.body import Body
-from greylist_proxy.smtp.capabilities import Capabilities
+from greylist_proxy.smtp.core import Core
 from greylist_proxy.smtp.events import (
-    Bye,
     Chunk,
     Data,
     End,
     Event,
     Foreign,
     Hello,
-    Limits,
     Mail,
-    Offers,
     Rcpt,
-    Refused,
     Reset,
     Spoiled,
     StartTls,
@@ -64,80 +60,14 @@ def _split_recipient(argument: bytes) -> tuple[str, tuple[Parameter, ...]]:
     return split(argument, b"TO:")
 
 
-class ServerProtocol:
+class ServerProtocol(Core):
     """One connection's conversation.
 
     `hello` is the client's last EHLO or HELO; `offered` is what the backends' capabilities were when that was
     answered, which is what the client may use. `hold_refusals` makes 5xx replies of the core's own into events.
     """
 
-    __slots__ = (
-        "_at",
-        "_awaits_tls",
-        "_body",
-        "_errors",
-        "_idle",
-        "_input",
-        "_limits",
-        "_offers",
-        "_output",
-        "_overlong",
-        "_owed",
-        "_pending",
-        "_rcpts",
-        "_smtputf8",
-        "closed",
-        "hello",
-        "hold_refusals",
-        "in_transaction",
-        "offered",
-        "tls",
-    )
-
-    def __init__(self, offers: Offers, limits: Limits, *, tls: bool = False) -> None:
-        self._offers = offers
-        self._limits = limits
-        self.tls = tls
-        self.hold_refusals = False
-        self.closed = False
-        self._errors = 0  # since the last message
-        self._idle = 0  # commands since the last message
-        self._output: list[bytes] = []
-        self._forget()
-
-    def _forget(self) -> None:
-        self.hello: Hello | None = None
-        self.offered: Capabilities | None = None
-        self.in_transaction = False
-        self._smtputf8 = False  # in this transaction
-        self._rcpts = 0  # in this transaction
-        self._owed: type[Event] | None = None  # to this event
-        self._pending: tuple[Event, ...] = ()  # the next events, before anything more is parsed
-        self._body: Body | None = None
-        self._input = b""
-        self._at = 0  # where in _input to go on
-        self._overlong = False  # within a line that has become too long
-        self._awaits_tls = False
-
-    @property
-    def in_body(self) -> bool:
-        """True between 354 and the end of data."""
-        return self._body is not None
-
-    @property
-    def owes(self) -> bool:
-        """True while a reply is owed to the last event."""
-        return self._owed is not None and not self._pending
-
-    @property
-    def has_output(self) -> bool:
-        """Tell whether there are replies to be taken."""
-        return bool(self._output)
-
-    @property
-    def buffered(self) -> int:
-        """Return how many octets have been received and not parsed yet."""
-        return len(self._input) - self._at
+    __slots__ = ()
 
     def receive(self, data: bytes) -> int:
         """Take what the client has sent. `next_event` then tells what it means. Return what `buffered` is now."""
@@ -190,17 +120,6 @@ class ServerProtocol:
                 self._errors = self._idle = 0
         elif owed is StartTls:
             self._awaits_tls = reply.is_positive
-
-    def say(self, reply: Reply) -> None:
-        """Say something unasked: the banner, or a parting 421, which closes."""
-        self._output.append(reply.wire())
-        if reply.code == 421:
-            self._close()
-
-    def take_output(self) -> bytes:
-        """Return the replies gathered since the last call."""
-        output, self._output = self._output, []
-        return output[0] if len(output) == 1 else b"".join(output)
 
     def restart_after_tls(self) -> int:
         """Begin anew under TLS. All is forgotten, also what had been received in clear: its number of octets is
@@ -260,55 +179,6 @@ class ServerProtocol:
             self._owed, self._body, self._input = End, None, body.rest
         self._pending = tuple(events[1:])
         return events[0] if events else None
-
-    # -- what the core says by itself --
-
-    def _error(self, reply: Reply, kind: str | None = None) -> Event | None:
-        """Refuse what makes no sense; leave where it is of another protocol (`kind`)."""
-        if kind is not None:
-            return self._leave(Foreign(kind))
-        self._errors += 1
-        if self._errors >= self._limits.max_errors:
-            return self._end(answers.TOO_MANY_ERRORS, "errors")
-        return self._refuse(reply)
-
-    def _refuse(self, reply: Reply) -> Event | None:
-        if self.hold_refusals:
-            self._owed = Refused
-            return Refused(reply)
-        self._output.append(reply.wire())
-        return None
-
-    def _answer(self, reply: Reply) -> Event | None:
-        """Answer a command that brings no mail."""
-        self._idle += 1
-        if self._idle > self._limits.max_idle_commands:
-            return self._end(answers.TOO_MANY_COMMANDS, "idle")
-        if reply.code >= 500:
-            return self._refuse(reply)
-        self._output.append(reply.wire())
-        return None
-
-    def _end(self, reply: Reply, why: str) -> Event:
-        self._output.append(reply.wire())
-        return self._leave(Bye(why))
-
-    def _leave(self, event: Event) -> Event:
-        """Close; return what happens next."""
-        was_in_transaction = self.in_transaction
-        self._close()
-        if not was_in_transaction:
-            return event
-        self._pending = (event,)
-        return Reset()
-
-    def _close(self) -> None:
-        self.closed = True
-        self.in_transaction = False
-        self._body = None
-        self._owed = None
-        self._pending = ()
-        self._input, self._at = b"", 0
 
     # -- commands --
 

@@ -19,35 +19,27 @@ from __future__ import annotations
 import datetime
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from greylist_proxy import policy
-from greylist_proxy.client import Client, Identifier
-from greylist_proxy.gate import Gate
-from greylist_proxy.log import Log
+from greylist_proxy.client import Client
 from greylist_proxy.patience import in_a_task
 from greylist_proxy.policy import Decision, Mode, Reason, Verdict
 from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Path
 from greylist_proxy.smtp.backend import Flow
 from greylist_proxy.smtp.capabilities import Capabilities
-from greylist_proxy.smtp.events import Hello, Limits, Mail, Offers
+from greylist_proxy.smtp.events import Hello, Mail
 from greylist_proxy.smtp.forwarding import Introduction
-from greylist_proxy.smtp.limits import Connections, Prevalence
+from greylist_proxy.smtp.limits import client_key
 from greylist_proxy.smtp.parameters import Parameter
-from greylist_proxy.smtp.pool import Backends
-from greylist_proxy.smtp.recipients import Acceptance, screen
+from greylist_proxy.smtp.pool import log_relay
+from greylist_proxy.smtp.recipients import screen
 from greylist_proxy.smtp.relay import Relay
 from greylist_proxy.smtp.replies import Reply, own_reply
-from greylist_proxy.smtp.settings import SessionSettings
-from greylist_proxy.smtp.tarpit import Tarpit
-from greylist_proxy.smtp.tls import Tls
+from greylist_proxy.smtp.shared import MAX_CALLOUTS, Services
 from greylist_proxy.smtp.trace import received
-from greylist_proxy.smtp.verification import Harvesters, Verifier, is_unknown_user
-from greylist_proxy.tasks import Tasks
+from greylist_proxy.smtp.verification import is_unknown_user
 
-# Sessions that may hold a backend connection for a recipient which will be deferred at DATA.
-MAX_CALLOUTS = 20
 # Senders that address verification is done with, besides the null sender (Postfix: double-bounce).
 CALLOUT_SENDERS = frozenset({"postmaster", "double-bounce"})
 # Who was told nothing of what we can do (HELO) can't be disappointed.
@@ -58,6 +50,7 @@ UNKNOWN_DOMAIN = own_reply(450, "4.7.1", "This domain's mail is not handled here
 UNKNOWN_RECIPIENT = own_reply(550, "5.1.1", "No such user here")
 TOO_MANY_RECIPIENTS = own_reply(452, "4.5.3", "Too many recipients")
 TOO_MANY_CALLOUTS = own_reply(451, "4.3.2", "Too many bounces at a time, try again later")
+TOO_MANY_MESSAGES = own_reply(451, "4.3.2", "Too many messages at a time from this client, try again later")
 TOO_MANY_UNKNOWN = own_reply(450, "4.7.1", "Too many unknown users, try again later")
 ONE_AT_A_TIME = own_reply(452, "4.5.3", "One recipient at a time for this sender")
 RCPT_FIRST = own_reply(503, "5.5.1", "RCPT first")
@@ -72,34 +65,6 @@ ANSWERS = {
 }
 # A deferral for these may be told apart from one for a user that there is not.
 VERIFIED_FIRST = policy.GREYLISTED | {Reason.TRANSACTION}
-
-
-@dataclass
-class Services:
-    """What every session shares. A reload replaces single fields; sessions read them each time."""
-
-    hostname: str
-    acceptance: Acceptance
-    ipv4_prefix: int
-    ipv6_prefix: int
-    greylisted_reply: str  # with {seconds} and {id}
-    identifier: Identifier
-    backends: Backends
-    gate: Gate
-    log: Log
-    tasks: Tasks
-    tarpit: Tarpit
-    offers: Offers
-    connections: Connections
-    limits: Limits = field(default_factory=Limits)
-    settings: SessionSettings = field(default_factory=SessionSettings)
-    tls: Tls = field(default_factory=Tls)
-    prevalence: Prevalence = field(default_factory=Prevalence)
-    max_recipients: int = 1000  # a transaction
-    verify_recipient_first: bool = False
-    verifier: Verifier = field(default_factory=Verifier)
-    harvesters: Harvesters = field(default_factory=Harvesters)
-    callouts: int = 0  # how many of MAX_CALLOUTS are taken
 
 
 class Visitor(NamedTuple):
@@ -128,6 +93,7 @@ class Transaction:
         "_first",
         "_flow",
         "_has_failed",
+        "_has_share",
         "_has_slot",
         "_hello",
         "_ident",
@@ -170,6 +136,7 @@ class Transaction:
         self._owed: Reply | None = None  # the deferral that DATA has to give
         self._deferred: Reply | None = None  # what DATA says if nothing was accepted: the last 4xx
         self._has_slot = False  # one of MAX_CALLOUTS
+        self._has_share = False  # one of the client's connections to backends
         self._has_failed = False
         self._field = b""  # the Received field, until the message begins
         self.is_trapped = False  # this client mails spam traps
@@ -303,6 +270,9 @@ class Transaction:
         return reply
 
     async def _relayed(self, recipient: Path, parameters: Sequence[Parameter]) -> Reply:
+        if self._relay is None and not self._has_failed and not await self._take_share():
+            self._has_failed = True  # it has waited: it is not to wait again for each recipient
+            return TOO_MANY_MESSAGES
         if self._has_failed:
             return NOT_NOW
         if self._relay is None:
@@ -354,7 +324,7 @@ class Transaction:
             self.fail()  # or its connection would never be given back
             raise
         finally:
-            self._give_slot()
+            self._give_back()
         if reply.is_positive:
             await self._note_delivery()
         return reply
@@ -372,12 +342,13 @@ class Transaction:
         self._has_failed = True
         if self._relay is not None:
             self._relay.close()
+        self._give_back()
 
     def abandon(self, outcome: str, reply: Reply | None = None) -> None:
         """End the transaction without a message; a message that is under way never gets its final dot."""
         if self._relay is not None:
             self._relay.abandon(outcome, reply)
-        self._give_slot()
+        self._give_back()
 
     def _received(self) -> bytes:
         return received(
@@ -405,15 +376,30 @@ class Transaction:
         )
 
     def _take_slot(self) -> bool:
-        if not self._has_slot and self._services.callouts < MAX_CALLOUTS:
-            self._has_slot = True
-            self._services.callouts += 1
+        callouts = self._services.callouts
+        if not self._has_slot and callouts.taken < MAX_CALLOUTS:
+            self._has_slot = callouts.take_now(self._client_key)
         return self._has_slot
 
-    def _give_slot(self) -> None:
+    async def _take_share(self) -> bool:
+        services = self._services
+        self._has_share = await services.shares.take(self._client_key, services.backends.settings.timeouts.share)
+        if not self._has_share:
+            error = f"the client has {services.shares.most} already: see backend.max_connections_per_client"
+            log_relay(services.log, "failed", "connect", self._ident, None, error=error)
+        return self._has_share
+
+    def _give_back(self) -> None:
         if self._has_slot:
             self._has_slot = False
-            self._services.callouts -= 1
+            self._services.callouts.give(self._client_key)
+        if self._has_share:
+            self._has_share = False
+            self._services.shares.give(self._client_key)
+
+    @property
+    def _client_key(self) -> bytes:
+        return client_key(self._visitor.client.text)
 
     def _deferral(self, decision: Decision, ident: str) -> Reply:
         if decision.reason is Reason.STORE_FAILED:
