@@ -169,7 +169,10 @@ class _Header:
 
     def look_at(self, piece: bytes) -> Reply | None:
         """Look at the next piece of the message; return the reply that the header has earned."""
-        seen = self._seen + piece
+        # A dot that begins a line is for the wire only: `.Received:` is a hop. No piece ends before such a dot.
+        if self._seen.endswith(b"\r\n"):
+            piece = piece.removeprefix(b".")
+        seen = self._seen + piece.replace(b"\r\n.", b"\r\n")
         end = seen.find(b"\r\n\r\n")
         if end >= 0:
             self.ended = True
