@@ -14,10 +14,17 @@ from greylist_proxy.store import Remembered
 from .command_line import CommandLine, allowance, triplet
 
 KNOWN = triplet("spf:example.net", used=3600, age=86400)
-WAITING = triplet(age=20)
 RIPE = triplet("198.51.100.0/24", "", "u@example.org", age=7200)
 OTHER = triplet("192.0.2.0/24", "b@example.com", "V@example.org", age=600)
-ALL = [KNOWN, WAITING, RIPE, OTHER]
+
+
+def who_waits() -> Remembered:
+    """One that waits; made anew by each test, since it waits for minutes only."""
+    return triplet(age=20)
+
+
+def everything() -> list[Remembered]:
+    return [KNOWN, who_waits(), RIPE, OTHER]
 
 
 def senders(line: CommandLine, *arguments: str) -> list[str]:
@@ -46,18 +53,18 @@ def senders(line: CommandLine, *arguments: str) -> list[str]:
     ],
 )
 def test_filters(sqlite_line: CommandLine, arguments: list[str], found: list[str]) -> None:
-    sqlite_line.fill(ALL)
+    sqlite_line.fill(everything())
     assert senders(sqlite_line, *arguments) == found
 
 
 def test_both_stores_list_the_same(line: CommandLine) -> None:
-    line.fill(ALL)
+    line.fill(everything())
     assert senders(line, "--since", "1d", "--client", "192.0.2.1") == ["a@example.net", "b@example.com"]
     assert senders(line, "--sender", "<>", "--state", "pending") == [""]
 
 
 def test_json_has_all_that_is_known_of_a_triplet(line: CommandLine) -> None:
-    line.fill([KNOWN, WAITING])
+    line.fill([KNOWN, who_waits()])
     found = {each["client"]: each for each in line("triplets", "list", "--json").objects}
     first_seen = {client: datetime.datetime.fromisoformat(each["first_seen"]) for client, each in found.items()}
     waiting, known = found["192.0.2.0/24"], found["spf:example.net"]
@@ -73,7 +80,7 @@ def test_json_has_all_that_is_known_of_a_triplet(line: CommandLine) -> None:
 
 
 def test_people_see_the_newest_first(sqlite_line: CommandLine) -> None:
-    sqlite_line.fill(ALL)
+    sqlite_line.fill(everything())
     result = sqlite_line("triplets", "list")
     assert [row[:3] for row in result.rows] == [
         ["192.0.2.0/24", "a@example.net", "u@example.org"],
@@ -88,7 +95,7 @@ def test_people_see_the_newest_first(sqlite_line: CommandLine) -> None:
 
 
 def test_a_limit_says_how_many_there_are(sqlite_line: CommandLine) -> None:
-    sqlite_line.fill(ALL)
+    sqlite_line.fill(everything())
     result = sqlite_line("triplets", "list", "--limit", "1")
     assert [row[1] for row in result.rows] == ["a@example.net"]
     assert result.err == "1 of 4 triplets, the newest; --limit 0 shows all\n"
@@ -109,7 +116,7 @@ def test_what_came_from_outside_can_not_reach_the_terminal(sqlite_line: CommandL
 
 
 def test_show(line: CommandLine) -> None:
-    line.fill([KNOWN, WAITING, allowance("192.0.2.7", 3), allowance("spf:example.net", 7)])
+    line.fill([KNOWN, who_waits(), allowance("192.0.2.7", 3), allowance("spf:example.net", 7)])
     result = line("triplets", "show", "192.0.2.7", "<a@example.net>", "u@Example.org")
     assert result.status == 0
     fields = dict(text.split(maxsplit=1) for text in result.out.splitlines())
@@ -122,14 +129,14 @@ def test_show(line: CommandLine) -> None:
 
 @pytest.mark.parametrize("client", ["198.51.100.1", "spf:example.com"])
 def test_show_what_is_not_there(sqlite_line: CommandLine, client: str) -> None:
-    sqlite_line.fill(ALL)
+    sqlite_line.fill(everything())
     result = sqlite_line("triplets", "show", client, "a@example.net", "u@example.org")
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith("greylist-proxy: there is no triplet of ")
 
 
 def test_delete_one(line: CommandLine) -> None:
-    line.fill(ALL)
+    line.fill(everything())
     exact = ["triplets", "delete", "192.0.2.7", "a@example.net", "u@example.org", "--yes"]
     assert line(*exact) == (0, "1 triplet deleted\n", "")
     assert senders(line) == ["", "a@example.net", "b@example.com"]
@@ -146,7 +153,7 @@ def test_delete_one(line: CommandLine) -> None:
     ],
 )
 def test_delete_by_filters(sqlite_line: CommandLine, arguments: list[str], number: int, left: list[str]) -> None:
-    sqlite_line.fill(ALL)
+    sqlite_line.fill(everything())
     plural = "1 triplet" if number == 1 else f"{number} triplets"
     assert sqlite_line("triplets", "delete", *arguments, "--dry-run") == (0, f"{plural} would be deleted\n", "")
     assert len(senders(sqlite_line)) == 4
@@ -178,7 +185,7 @@ def test_delete_in_batches(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -
 def test_delete_does_nothing_that_is_not_surely_meant(
     sqlite_line: CommandLine, arguments: list[str], error: str
 ) -> None:
-    sqlite_line.fill(ALL)
+    sqlite_line.fill(everything())
     result = sqlite_line("triplets", "delete", *arguments)
     assert (result.status, result.out) == (2, "")
     assert error in result.err
