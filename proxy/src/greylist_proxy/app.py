@@ -202,6 +202,7 @@ async def _finish(watch: Watch, tasks: Tasks) -> int:
     except TimeoutError:
         for session in watch:
             session.abort()
+        tasks.give_up()
     return len(watch)
 
 

@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from greylist_proxy.log import Log
+
+if TYPE_CHECKING:
+    from greylist_proxy.errand import Errand
 
 T = TypeVar("T")
 
 
 class Tasks:
-    """The tasks that run; each leaves when it is done, and one that fails is logged."""
+    """The tasks that run; each leaves when it is done, and one that fails is logged. `errands` are tasks to us, too."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
         self._running: set[asyncio.Task[Any]] = set()
+        self.errands: set[Errand[Any]] = set()  # each comes and goes by itself
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task. Where Python can (3.12), its first step is made at once: it may be done on return."""
@@ -39,7 +43,12 @@ class Tasks:
         return task
 
     def __len__(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self.errands)
+
+    def give_up(self) -> None:
+        """Cancel the errands: unlike tasks they are not known to the loop, which cancels those at its end."""
+        for errand in list(self.errands):
+            errand.cancel()
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

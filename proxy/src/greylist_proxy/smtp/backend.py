@@ -19,6 +19,7 @@ from ipaddress import ip_address
 from typing import Protocol, cast
 
 from greylist_proxy.config_values import Endpoint
+from greylist_proxy.errand import Bell
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.replies import (
@@ -120,7 +121,7 @@ class Connection(asyncio.Protocol):
         self._input = bytearray()
         self._looked = 0  # where in it the line begins that was not all there at the last look
         self._lost = ""
-        self._waiter: asyncio.Future[None] | None = None
+        self._bell = Bell()  # what came, or happened, is news to who waits
         self._deadline = 0.0  # the loop's time, while somebody waits
         self._awaited = 0.0, ""  # for how many seconds, and what for
         self._timer: asyncio.TimerHandle | None = None
@@ -149,7 +150,8 @@ class Connection(asyncio.Protocol):
         elif self.idle_since is not None:
             self._fail("it talks while nobody asks")
         else:
-            self._news()
+            self._unstick()
+            self._bell.ring()
 
     def eof_received(self) -> None:
         """Leave at once: who says no more can't answer, and must not be sent what still waits here."""
@@ -323,8 +325,8 @@ class Connection(asyncio.Protocol):
         self._news()
 
     def _news(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        # Not at once: this may have been brought about by who would go on.
+        self._bell.ring_soon()
         self._unstick()
 
     def _unstick(self) -> None:
@@ -353,16 +355,12 @@ class Connection(asyncio.Protocol):
     async def _wait(self, seconds: float, what: str) -> None:
         if self._lost:
             raise self.loss()
-        self._waiter = self._loop.create_future()
         self._deadline = self._loop.time() + seconds
         self._awaited = seconds, what
         # Nearly every wait ends long before its time, so a timer is not taken back: the next one may do with it.
         if self._timer is None or self._rings > self._deadline:
             self._ring_at(self._deadline)
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        await self._bell
 
     def _ring_at(self, deadline: float) -> None:
         if self._timer is not None:
@@ -372,7 +370,7 @@ class Connection(asyncio.Protocol):
 
     def _ring(self) -> None:
         self._timer = None
-        if self._waiter is None:
+        if not self._bell.is_awaited:
             return
         # A timer may ring a little early.
         if self._loop.time() < self._deadline - 0.01:

@@ -3,19 +3,19 @@
 """A conversation: when the input is looked at, when replies go out, and what is waited for, with which timer.
 
 What the client's bytes mean is done in the call that brings them, in turns of `_go_on`. Only what has to wait (a
-decision, the backend) is a task, and its end goes on with the input. Replies gather in the core, and go out as one
+decision, the backend) is an errand, and its end goes on with the input. Replies gather in the core, and go out as one
 write when nothing more can be done now. Which event means what is the session's business (`server.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from functools import cache, partial
 from time import monotonic
 from typing import Any, ClassVar
 
-from greylist_proxy.patience import go_on
+from greylist_proxy.errand import Errand
 from greylist_proxy.policy import Mode
 from greylist_proxy.smtp.edge import BACKEND, CLIENT, HELD, OWED, UPGRADE, Edge
 from greylist_proxy.smtp.events import Event
@@ -68,7 +68,7 @@ class Conversation(Edge):
         self._core = ServerProtocol(services.offers, services.limits)
         self._greeted = False
         self._transaction: Transaction | None = None
-        self._task: asyncio.Task[Any] | None = None  # what a reply is waited for from
+        self._task: Errand[Reply] | asyncio.Task[None] | None = None  # what a reply is waited for from
         self._committing = False  # it is the end of a message, which is never cut short
         self._pace: Pace | None = None  # of the message that comes in
         self._wait: Wait | None = None  # in the tarpit
@@ -223,8 +223,8 @@ class Conversation(Edge):
 
     # -- what has to be waited for --
 
-    def _ask_now(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
-        """Do as `_ask`, for a coroutine that awaits `in_a_task` before it waits, and most often never does."""
+    def _ask(self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]) -> None:
+        """Let `then` have the reply: at once where nothing has to be waited for, else as soon as it is there."""
         try:
             awaited = coroutine.send(None)
         except StopIteration as end:
@@ -233,31 +233,20 @@ class Conversation(Edge):
             self._log_failure(error)
             then(INTERNAL)
         else:
-            self._ask(go_on(coroutine, awaited), then)
+            self._task = errand = Errand(coroutine, partial(self._answered, then), self._services.tasks)
+            errand.wait(awaited)
 
-    def _ask(self, coroutine: Awaitable[Reply], then: Callable[[Reply], None]) -> None:
-        task = self._services.tasks.spawn(self._careful(coroutine))
-        if task.done():
-            self._answered(then, task)
-        else:
-            self._task = task
-            task.add_done_callback(partial(self._answered, then))
-
-    async def _careful(self, coroutine: Awaitable[Reply]) -> Reply:
-        try:
-            return await coroutine
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
-            self._log_failure(error)
-            return INTERNAL
-
-    def _answered(self, then: Callable[[Reply], None], task: asyncio.Task[Reply]) -> None:
+    def _answered(self, then: Callable[[Reply], None], reply: Reply | None, error: BaseException | None) -> None:
         self._task = None
-        if self._closing or task.cancelled():
+        if isinstance(error, Exception):
+            self._log_failure(error)
+            reply = INTERNAL
+        if self._closing or reply is None:
             self._committing = False
             self._end_transaction("client-gone")
             return
         try:
-            self._told(then, task.result())
+            self._told(then, reply)
         except Exception as error:  # noqa: BLE001 - nobody else would look after the session now
             self.failed(error)
         self._go_on()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
+from greylist_proxy.patience import in_a_task
 from greylist_proxy.smtp.backend import BUSY, TROUBLE, UNREACHABLE, BackendError, Connection, Timeouts
 from greylist_proxy.smtp.breaker import Breaker
 from greylist_proxy.smtp.capabilities import Capabilities
@@ -112,6 +113,7 @@ class Host:
 
         `patience` is how long to wait for a free one, in seconds; `fresh`: not one that was kept.
         """
+        await in_a_task()
         if not await self._turns.take(patience):
             raise BackendError(BUSY, f"no connection was free for {patience:g} seconds")
         opener = self._opener

@@ -70,7 +70,7 @@ class Session(Conversation):
         if isinstance(answer, Reply):
             self._told(self._reply, answer)
         else:
-            self._ask_now(answer, self._reply)
+            self._ask(answer, self._reply)
 
     def _on_data(self, event: Data) -> None:
         self._ask(self._open().data(), self._answer_data)

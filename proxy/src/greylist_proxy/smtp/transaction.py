@@ -258,7 +258,6 @@ class Transaction:
 
     async def _put(self, recipient: Path, parameters: Sequence[Parameter], decision: Decision, ident: str) -> Reply:
         """Put a recipient to the backend, which it is for by the decision."""
-        await in_a_task()
         reply = await self._relayed(recipient, parameters)
         if reply.is_positive:
             self._accepted.append(recipient)
@@ -313,7 +312,7 @@ class Transaction:
             self._relay.write(piece)
 
     async def commit(self) -> Reply:
-        """End the message at the backend and return its word. To be run as a task of its own: the client may leave."""
+        """End the message at the backend and return its word. Not to be cancelled where the client leaves."""
         try:
             if self._relay is None or self._has_failed:
                 return NOT_NOW
@@ -383,7 +382,10 @@ class Transaction:
 
     async def _take_share(self) -> bool:
         services = self._services
-        self._has_share = await services.shares.take(self._client_key, services.backends.settings.timeouts.share)
+        self._has_share = services.shares.take_now(self._client_key)
+        if not self._has_share:
+            await in_a_task()
+            self._has_share = await services.shares.take(self._client_key, services.backends.settings.timeouts.share)
         if not self._has_share:
             error = f"the client has {services.shares.most} already: see backend.max_connections_per_client"
             log_relay(services.log, "failed", "connect", self._ident, None, error=error)
