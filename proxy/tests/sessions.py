@@ -98,7 +98,7 @@ class Scripted:
     async def data(self) -> Reply:
         return await self._answer("data")
 
-    def write(self, piece: bytes) -> None:
+    def write(self, piece: bytes, *, is_last: bool = False) -> None:
         answer = self.stage.answers["write"]
         if isinstance(answer, Exception):
             raise answer

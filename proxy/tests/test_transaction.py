@@ -128,7 +128,8 @@ class ScriptedRelay:
     def write(self, piece: bytes) -> None:
         self.content += piece
 
-    async def finish(self) -> Reply:
+    async def finish(self, last: bytes = b"") -> Reply:
+        self.content += last
         self.ends.append("finish")
         if isinstance(self.behind.final, Exception):
             raise self.behind.final

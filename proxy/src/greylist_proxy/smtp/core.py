@@ -10,7 +10,7 @@ from __future__ import annotations
 from greylist_proxy.smtp import answers
 from greylist_proxy.smtp.body import Body
 from greylist_proxy.smtp.capabilities import Capabilities
-from greylist_proxy.smtp.events import Bye, Event, Foreign, Hello, Limits, Offers, Refused, Reset
+from greylist_proxy.smtp.events import Bye, End, Event, Foreign, Hello, Limits, Offers, Refused, Reset
 from greylist_proxy.smtp.replies import Reply
 
 
@@ -69,6 +69,11 @@ class Core:
     def in_body(self) -> bool:
         """True between 354 and the end of data."""
         return self._body is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """True from the end of data until its reply: a `Chunk` that comes now is the message's last."""
+        return self._owed is End
 
     @property
     def owes(self) -> bool:

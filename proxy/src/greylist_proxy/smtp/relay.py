@@ -141,15 +141,16 @@ class Relay:
         else:
             connection.send(piece)
 
-    async def finish(self) -> Reply:
-        """Send the final dot and return the backend's word on the message."""
+    async def finish(self, last: bytes = b"") -> Reply:
+        """Send the last piece of the message and the final dot, and return the backend's word on it."""
         if self._failure is not None or self._connection is None:
             return self._failure or GONE
         connection, timeouts = self._connection, self._backends.settings.timeouts
+        self._bytes += len(last)
         self._is_waiting = True
         try:
             if not connection.has_spoken():
-                await connection.end_data()
+                await connection.end_data(last)
             else:
                 raise _out_of_turn(await connection.reply(timeouts.quit))
         except BackendError as error:

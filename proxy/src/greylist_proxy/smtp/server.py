@@ -84,7 +84,7 @@ class Session(Conversation):
 
     def _on_chunk(self, event: Chunk) -> None:
         if self._transaction is not None:
-            self._transaction.write(event.data)
+            self._transaction.write(event.data, is_last=self._core.has_ended)
 
     def _on_spoiled(self, event: Spoiled) -> None:
         # The client gets its answer when it has sent everything; the backend need not wait.

@@ -89,12 +89,12 @@ class Transaction:
         "_asked",
         "_decisions",
         "_deferred",
-        "_field",
         "_first",
         "_flow",
         "_has_failed",
         "_has_share",
         "_has_slot",
+        "_held",
         "_hello",
         "_ident",
         "_is_callout",
@@ -138,7 +138,7 @@ class Transaction:
         self._has_slot = False  # one of MAX_CALLOUTS
         self._has_share = False  # one of the client's connections to backends
         self._has_failed = False
-        self._field = b""  # the Received field, until the message begins
+        self._held = b""  # the Received field, until the message begins; the last piece, until `commit`
         self.is_trapped = False  # this client mails spam traps
         # Its refusals are to go out byte by byte: it mails spam traps, is blocked, or talked too early.
         self.slow = visitor.early and services.gate.rules.mode is not Mode.OBSERVE
@@ -300,25 +300,26 @@ class Transaction:
             return self._owed or self._deferred or NO_RECIPIENTS
         reply = await self._relay.data()
         if reply.code == 354:
-            self._field = self._received()
+            self._held = self._received()
         return reply
 
-    def write(self, piece: bytes) -> None:
-        """Pass a piece of the message on, dot-stuffed as it came."""
+    def write(self, piece: bytes, *, is_last: bool = False) -> None:
+        """Pass a piece of the message on, dot-stuffed as it came. The last one goes with `commit`."""
         if self._relay is not None:
-            if self._field:
+            if self._held:
                 # Together with what it precedes: a write for itself costs as much as one of a whole message.
-                piece, self._field = self._field + piece, b""
-            self._relay.write(piece)
+                piece, self._held = self._held + piece, b""
+            if is_last:
+                self._held = piece
+            else:
+                self._relay.write(piece)
 
     async def commit(self) -> Reply:
         """End the message at the backend and return its word. Not to be cancelled where the client leaves."""
         try:
             if self._relay is None or self._has_failed:
                 return NOT_NOW
-            if self._field:
-                self.write(b"")  # the message is empty
-            reply = await self._relay.finish()
+            reply = await self._relay.finish(self._held)
         except BaseException:
             self.fail()  # or its connection would never be given back
             raise
