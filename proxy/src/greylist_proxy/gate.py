@@ -204,9 +204,22 @@ class Gate:
         if not recipients and Reason.AUTO_ALLOWED not in reasons:
             return
         counts = self.rules.mode is Mode.ENFORCE and Reason.RETRIED in reasons
-        noting = self._tasks.spawn(self._deliver(origin, recipients, counts=counts, durably=bool(reasons & BECOMING)))
+        durably = bool(reasons & BECOMING)
+        if not durably and self._note_delivery_now(origin, recipients):
+            return
+        noting = self._tasks.spawn(self._deliver(origin, recipients, counts=counts, durably=durably))
         if not noting.done():
             await asyncio.wait([noting], timeout=DELIVERY_PATIENCE)
+
+    def _note_delivery_now(self, origin: Origin, recipients: Sequence[str]) -> bool:
+        """Note a delivery of what is known already, if that needs nobody to be waited for."""
+        identities = origin.known_identities()
+        if identities is None or self._failing:
+            return False
+        try:
+            return self._store.delivered_now(identities, address_key(origin.sender), recipients, counts=False)
+        except Exception:  # noqa: BLE001 - it is tried again, by who knows what follows
+            return False
 
     async def _deliver(self, origin: Origin, recipients: Sequence[str], *, counts: bool, durably: bool) -> None:
         identities = await origin.identities()

@@ -208,6 +208,14 @@ class Store(Protocol):
         client's delivery only refreshes what it has earned. Returns at once where the store writes behind.
         """
 
+    def delivered_now(
+        self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
+    ) -> bool:
+        """Do what `delivered` does, if that takes no waiting; False, and nothing is changed: it has to be awaited.
+
+        StoreError: it could not be kept.
+        """
+
     # -- entries --
 
     async def put_entry(self, entry: Entry) -> bool:

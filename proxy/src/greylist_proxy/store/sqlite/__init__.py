@@ -111,10 +111,10 @@ class SqliteStore:
             sender, recipient = clean(sender), clean(recipient)
         return await self._sightings.observe(identities, sender, recipient, self._now(), record=record)
 
-    async def delivered(
+    def delivered_now(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
-    ) -> None:
-        """Note the backend's final 250; see `Store`. Written behind."""
+    ) -> bool:
+        """Note the backend's final 250 at once; see `Store`. Written behind."""
         self._check_open()
         self._behind.check_room()
         now, overlay = self._now(), self._behind.overlay
@@ -124,6 +124,13 @@ class SqliteStore:
             if earner:
                 overlay.earn(clean(earner), Delivery(now, counts), self.rules)
         self._behind.changed()
+        return True
+
+    async def delivered(
+        self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
+    ) -> None:
+        """Note the backend's final 250; see `Store`."""
+        self.delivered_now(identities, sender, recipients, counts=counts)
 
     # -- entries --
 

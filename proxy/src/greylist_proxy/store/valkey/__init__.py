@@ -169,6 +169,12 @@ class ValkeyStore:
                 for (identity, _key), (now, value) in zip(apart, answers, strict=True)
             }
 
+    def delivered_now(
+        self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
+    ) -> bool:
+        """See `Store`: the server always has to be waited for."""
+        return False
+
     async def delivered(
         self, identities: Sequence[Identity], sender: str, recipients: Sequence[str], *, counts: bool
     ) -> None:
