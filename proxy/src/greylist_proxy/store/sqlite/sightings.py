@@ -104,15 +104,25 @@ class Sightings:
         return self._answer(asking, iter(answers.answers), answers.committed, {})
 
     def _at_once(self, asking: _Asking) -> Sighting | None:
-        rules, now = self._rules(), asking.now
+        rules, writer = self._rules(), self._behind.writer
         questions = _questions(asking)
-        passed = self._passed(questions, now)
-        answers = self._reader.use(
-            look_up, [*questions, *passed], self._behind.writer, rules.max_pending + len(passed), rules
-        )
+        passed: Sequence[Question] = ()
+        answers = self._reader.use(look_up, questions, writer, rules.max_pending, rules)
+        if answers is not None and self._is_full(asking, answers, rules):
+            # Only now it matters what else is no longer pending, and all is to be of one moment.
+            passed = self._passed(questions, asking.now)
+            answers = self._reader.use(look_up, [*questions, *passed], writer, rules.max_pending + len(passed), rules)
         if answers is None:
             return None
         return self._answer(asking, iter(answers.answers), answers.committed, self._no_longer(answers, passed))
+
+    def _is_full(self, asking: _Asking, answers: Answers, rules: Rules) -> bool:
+        """Tell whether a client may have reached the cap, if what was delivered still counts as the file has it."""
+        overlay = self._behind.overlay
+        return overlay.has_passed and any(
+            overlay.is_full(identity.key, answer.pending, answers.committed, asking.now, rules)
+            for identity, answer in zip(asking.identities, answers.answers, strict=True)
+        )
 
     def stop(self, error: StoreError) -> None:
         """Answer all that wait with an error."""
