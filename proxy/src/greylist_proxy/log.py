@@ -37,6 +37,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import sys
 import time
 import traceback
@@ -75,6 +76,10 @@ def _value(value: object) -> str:
         return encode_basestring_ascii(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return int.__repr__(value)
+    if value is None:
+        return "null"
+    if isinstance(value, float) and math.isfinite(value):
+        return float.__repr__(value)
     return _encode(value)
 
 

@@ -44,27 +44,29 @@ def received(
     `helo` is what the client said. `tls` is version and cipher, "" in clear. `names` are the client's confirmed names.
     `recipient` is given for a message to one alone: naming one of several would tell it to the others (Bcc).
     """
-    # An address literal means the same to everybody; any other text could break the field.
-    says = helo if is_domain(helo) or is_address_literal(helo) else "unknown"
     protocol = _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls))
-    clauses: list[Sequence[str]] = [
-        ("Received: from", says, _seen(client, names, helo)),
-        ("by", hostname, "(greylist-proxy)", "with", protocol, "id", ident),
-    ]
-    if tls and COMMENT.fullmatch(tls):
-        clauses.insert(1, (f"(using {tls})",))
+    clauses: list[Sequence[str]] = [("by", hostname, "(greylist-proxy)", "with", protocol, "id", ident)]
     # Only a message with internationalised headers may have an address with other characters in them (RFC 6532).
     if recipient is not None and (smtputf8 or recipient.isascii()):
         clauses.append(("for", f"<{recipient}>"))
     *others, last = clauses
-    clauses = [*others, (*last[:-1], f"{last[-1]};"), (_date(int(now.timestamp())),)]
-    return ("\r\n ".join(map(_folded, clauses)) + "\r\n").encode()
+    whence, when = _from(helo, client.literal, tuple(names), tls), _date(int(now.timestamp()))
+    lines = map(_folded, (*others, (*last[:-1], f"{last[-1]};")))
+    return "\r\n ".join((whence, *lines, f"{when}\r\n")).encode()
 
 
-def _seen(client: Client, names: Sequence[str], helo: str) -> str:
-    """Return the comment with what is known of the client: its own name among several, if it gave one of them."""
+@lru_cache(maxsize=64)  # who sends one message often sends more
+def _from(helo: str, literal: str, names: tuple[str, ...], tls: str) -> str:
+    """Return the clauses about the client; `literal` is its address."""
+    # An address literal means the same to everybody; any other text could break the field.
+    says = helo if is_domain(helo) or is_address_literal(helo) else "unknown"
+    # Its own name among several, if it gave one of them.
     name = helo.lower() if helo.lower() in names else next(iter(names), "")
-    return f"({name} {client.literal})" if is_domain(name) else f"({client.literal})"
+    seen = f"({name} {literal})" if is_domain(name) else f"({literal})"
+    clauses: list[Sequence[str]] = [("Received: from", says, seen)]
+    if tls and COMMENT.fullmatch(tls):
+        clauses.append((f"(using {tls})",))
+    return "\r\n ".join(map(_folded, clauses))
 
 
 def _protocol(*, esmtp: bool, smtputf8: bool, tls: bool) -> str:
