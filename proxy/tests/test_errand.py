@@ -20,7 +20,8 @@ class Desk:
     """Sends coroutines on errands from the loop itself, as a transport does: there is no current task."""
 
     def __init__(self) -> None:
-        self.tasks = Tasks(Log(io.StringIO()))
+        self.log = io.StringIO()
+        self.tasks = Tasks(Log(self.log))
         self.ends: list[tuple[Any, BaseException | None]] = []
         self.ended = asyncio.Event()
 
@@ -194,6 +195,30 @@ def test_errors_reach_who_asked(way: str) -> None:
         asyncio.get_running_loop().call_soon(bell.ring)
         _result, error = await desk.end()
         assert repr(error) == f"ValueError('{way}')"
+
+    asyncio.run(play())
+
+
+def test_who_rings_is_not_hurt_by_what_the_end_brings_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        desk, bell = Desk(), Bell()
+
+        def take(_result: Any, _error: BaseException | None) -> None:
+            raise ValueError("a bug in who asked")
+
+        monkeypatch.setattr(desk, "_take", take)
+        await desk.send(waits_for_a_bell(bell))
+        rung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ring() -> None:
+            bell.ring()
+            rung.set_result(None)
+
+        asyncio.get_running_loop().call_soon(ring)
+        async with asyncio.timeout(10):
+            await rung
+        assert len(desk.tasks) == 0
+        assert "a bug in who asked" in desk.log.getvalue()
 
     asyncio.run(play())
 

@@ -158,4 +158,7 @@ class Errand(Generic[T]):
 
     def _end(self, result: T | None, error: BaseException | None) -> None:
         self._tasks.errands.discard(self)
-        self._on_end(result, error)
+        try:
+            self._on_end(result, error)
+        except Exception as trouble:  # noqa: BLE001 - it is not to hurt who rang, such as a backend's connection
+            self._tasks.report(trouble)

@@ -53,4 +53,8 @@ class Tasks:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.exception("a background task failed", error)
+            self.report(error)
+
+    def report(self, error: BaseException) -> None:
+        """Log an exception that nobody else would hear of."""
+        self._log.exception("a background task failed", error)
