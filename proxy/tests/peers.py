@@ -253,6 +253,7 @@ class Proxy:
             "greylist": {"delay": "1s", "client_key": "network"},
             "allow": {"well_known": False},
             "store": {"url": f"sqlite:///{folder}/greylist.db"},
+            "admin": {"listen": "", "socket": "off"},
         }
         for section, keys in settings.items():
             config.setdefault(section, {}).update(keys)

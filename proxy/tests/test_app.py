@@ -139,6 +139,7 @@ def test_what_waits_for_a_restart_is_named(start_proxy: StartProxy, sink: Sink) 
         ("mx.test", "mx2.test"),
         ("[smtp]", '[smtp]\nworkers = 2\nreceive_buffer = "32KiB"'),
         ("[store]", '[dns]\ntimeout = "1s"\n[store]\nprefix = "other"'),
+        ('listen = ""\nsocket = "off"', 'listen = "127.0.0.1:1"\nsocket = "/nowhere/control.sock"'),
     )
     assert done["after_restart"] == list(AFTER_RESTART)
     assert ehlo(proxy)[0] == b"250-mx.test"
@@ -184,6 +185,7 @@ def test_every_setting_that_sessions_use_is_taken_over(make_services: MakeServic
                 "dns": {},
                 "store": {},
                 "tarpit": {"seconds": 4, "max_waiting": 21, "greet_delay": 6},
+                "admin": {},
             }
         )
         change(services, config, read_files(config), workers=2)

@@ -102,7 +102,7 @@ GREYLIST_KEYS = (
     "mode, delay, retry_window, lifetime, client_key, auto_allow_after, max_pending_per_network, reply, ipv4_prefix, "
     "ipv6_prefix"
 )
-SECTIONS = "smtp, backend, greylist, allow, trap, dns, store, tarpit"
+SECTIONS = "smtp, backend, greylist, allow, trap, dns, store, tarpit, admin"
 SMTP_KEYS = ", ".join(SmtpSection.model_fields)
 URL = (
     "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db, or valkey://host:6379/0, "
@@ -341,7 +341,7 @@ def test_dns_lists(tmp_path: Path) -> None:
             f"greylist.dealy: unknown key; known here: {GREYLIST_KEYS}",
         ),
         ("[smtp]\nstarttls = ''", f"smtp.starttls: unknown key; known here: {SMTP_KEYS}"),
-        ("[admin]\nsocket = ''", f"admin: unknown section; known here: {SECTIONS}"),
+        ("[dashboard]\ntitle = ''", f"dashboard: unknown section; known here: {SECTIONS}"),
         (
             '[smtp]\n"a\\u001b[31m\\nb" = 1',
             f"smtp.a\\u001b[31m\\nb: unknown key; known here: {SMTP_KEYS}",

@@ -5,7 +5,7 @@
 Everything is ASCII: what is not is escaped (`\\u001b`), so no input can forge a line, hide text behind
 bidirectional controls or reach a terminal as a command.
 
-    listening   addresses            the sockets that are really bound, once at start
+    listening   addresses admin      the sockets that are really bound, once at start
     warning     message              a setting outside an RFC's advice, a line of a list that does not count
     decision    verdict reason client network sender recipient seconds_left id, key rule would early where there are any
     relay       outcome stage id backend code bytes seconds ...   what became of a transaction behind
