@@ -30,6 +30,7 @@ from greylist_proxy.config import Config, ConfigError, advice
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log, LogHandler
 from greylist_proxy.log_writer import LineWriter, Sparing
+from greylist_proxy.news import News
 from greylist_proxy.reload import Reloader, for_now
 from greylist_proxy.services import services_of
 from greylist_proxy.smtp.limits import Connections
@@ -59,6 +60,7 @@ class Place:
     listen: Callable[[], Sequence[socket.socket]]
     connections: Connections
     admin: AdminSockets
+    news: News
     workers: int = 1
     parent: Parent | None = None
 
@@ -81,6 +83,7 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
     smtp = config.smtp
     workers = smtp.workers or processors()
     connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)
+    news = News(workers)
 
     def listen() -> Sequence[socket.socket]:
         for listener in given.smtp:
@@ -88,7 +91,7 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
         return given.smtp or make_sockets(smtp.listen, smtp.receive_buffer)
 
     if workers == 1:
-        _serve_in_a_loop(config, reread, Place(listen, connections, admin), warnings)
+        _serve_in_a_loop(config, reread, Place(listen, connections, admin, news), warnings)
         return DONE
     sockets = listen()
     log = Log(lines=Sparing(STDERR))
@@ -106,13 +109,14 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
 
     def work(parent: Parent) -> int:
         connections.use(parent.number)
+        news.use(parent.number)
         own = admin
         if parent.number:
             # Or those who ask while this one finishes its transactions would wait for an answer instead of being told.
             admin.close()
             own = AdminSockets()
         try:
-            _serve_in_a_loop(current, reread, Place(lambda: sockets, connections, own, workers, parent), [])
+            _serve_in_a_loop(current, reread, Place(lambda: sockets, connections, own, news, workers, parent), [])
         except ConfigError as error:
             for line in error.lines:
                 complain(line)
@@ -122,6 +126,10 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
     def ready() -> None:
         log.event("listening", addresses=[address(listener) for listener in sockets], admin=admin.addresses)
 
+    def bury(number: int) -> None:
+        connections.clear(number)
+        news.gone(number)
+
     def stop_listening() -> None:
         # Who knocks now is to hear at once that nobody is here.
         for listener in sockets:
@@ -129,9 +137,7 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
         admin.close()
         admin.remove()
 
-    return Supervisor(
-        workers, work, log, on_ready=ready, on_death=connections.clear, on_reload=follow, on_stop=stop_listening
-    ).run()
+    return Supervisor(workers, work, log, on_ready=ready, on_death=bury, on_reload=follow, on_stop=stop_listening).run()
 
 
 def _serve_in_a_loop(config: Config, reread: Callable[[], Config], place: Place, warnings: list[str]) -> None:
@@ -175,7 +181,7 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
         asyncio.create_task(helper)
         for helper in (
             judgement.gate.keep_house(),
-            judgement.gate.follow_entries(),
+            place.news.follow(judgement.gate.load_entries),
             services.backends.keep_probing(),
             Descriptors(log).keep_watch(),
             _keep_summing_up(log),
@@ -184,7 +190,7 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     await _first_probe(services.backends)
     watch = Watch()
     worker = place.parent.number if place.parent else 0
-    state = State(config, services, judgement, store, watch, log, access, place.workers, worker)
+    state = State(config, services, judgement, store, watch, log, access, place.news, place.workers, worker)
     admin = _admin_server(state, place.admin)
     servers = await serve_on(sockets, lambda: Session(services, watch))
     if admin:

@@ -11,10 +11,10 @@ from functools import partial
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from greylist_proxy.admin import control
+from greylist_proxy.admin.answers import BEGUN, Route, has_begun, problem
 from greylist_proxy.admin.state import State
 
-Handler = Callable[[State, web.Request], Awaitable[web.StreamResponse]]
-Route = tuple[str, str, Handler]  # method, path, handler
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MAX_BODY = 16 << 10  # bytes of a request; the largest is an entry with its note
@@ -31,7 +31,7 @@ def make_site(state: State) -> web.Application:
 
 def make_control(state: State) -> web.Application:
     """Return what is served on the control socket. Who may use it, its file's permissions say."""
-    return _application(state, ROUTES, [_answers(state)])
+    return _application(state, (*ROUTES, *control.ROUTES), [_answers(state)])
 
 
 def _application(state: State, routes: Iterable[Route], checks: Iterable[Middleware]) -> web.Application:
@@ -40,11 +40,6 @@ def _application(state: State, routes: Iterable[Route], checks: Iterable[Middlew
         application.router.add_route(method, path, partial(handler, state))
     application.on_response_prepare.append(_finish_headers)
     return application
-
-
-def problem(status: int, sentence: str) -> web.Response:
-    """Return an answer that says what is wrong."""
-    return web.json_response({"error": sentence}, status=status)
 
 
 def _answers(state: State) -> Middleware:
@@ -57,14 +52,19 @@ def _answers(state: State) -> Middleware:
             # The router's own (404, 405) and a body that is too large (413).
             response = problem(error.status, f"{error.reason}: {request.method} {request.path}")
             response.headers.update({name: error.headers[name] for name in (hdrs.ALLOW,) if name in error.headers})
-            return response
-        except TimeoutError:
-            return problem(504, f"no answer within {ANSWER_WITHIN:g} seconds")
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:
             raise
+        except TimeoutError:
+            response = problem(504, f"no answer within {ANSWER_WITHIN:g} seconds")
         except Exception as error:  # whatever it is, it is told, and mail goes on
             state.log.exception("an admin request failed", error)
-            return problem(500, "something unexpected happened; the log has it")
+            response = problem(500, "something unexpected happened; the log has it")
+        if has_begun(request):
+            # What has gone out is no whole answer, and must not look like one.
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the answer broke off")
+        return response
 
     return answer
 
@@ -84,6 +84,7 @@ def _lets_in(state: State) -> Middleware:
 
 
 async def _finish_headers(request: web.Request, response: web.StreamResponse) -> None:
+    request[BEGUN] = True
     # One request for each connection: none is idle, and the bound on their number is one on the work.
     response.force_close()
     for name, value in (

@@ -11,6 +11,7 @@ from greylist_proxy.admin.access import Access
 from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config
 from greylist_proxy.log import Log
+from greylist_proxy.news import News
 from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.smtp.shared import Services
 from greylist_proxy.store import Store
@@ -27,6 +28,7 @@ class State:
     watch: Watch  # the sessions of this process
     log: Log
     access: Access
+    news: News  # of entries, to all workers
     workers: int = 1
     number: int = 0  # of this process among the workers
     started: float = field(default_factory=time.time)  # of this process, seconds since 1970
