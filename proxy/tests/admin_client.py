@@ -47,10 +47,10 @@ def connect(where: str) -> socket.socket:
 
 
 def ask(where: str, path: str, method: str = "GET", body: object = None, **headers: str) -> Answer:
-    """Send a request and return the answer; a body goes out as JSON."""
+    """Send a request and return the answer; a body goes out as JSON, octets as they are."""
     connection = Connection(where)
     try:
-        data = None if body is None else json.dumps(body)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection.request(method, path, data, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())

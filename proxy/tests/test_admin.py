@@ -4,18 +4,24 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import select
 import signal
+import socket
 import stat
+import zlib
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from greylist_proxy.admin.server import MOST_CONNECTIONS
 
-from . import admin_client
+from . import admin_client, altered
 from .admin_client import address, ask, control
-from .peers import Proxy, Sink, Wire, wait_until
-from .test_workers import WORKERS, pids
+from .peers import DEADLINE, Proxy, Sink, Wire, closing, wait_until
+from .test_workers import WORKERS, deliver, pids
 
 StartProxy = Callable[..., Proxy]
 HERE = "127.0.0.1:0"
@@ -84,3 +90,174 @@ def test_a_proxy_that_finishes_its_transactions_does_not_listen(start: StartProx
         assert client.ask(b"Subject: x\r\n\r\nx\r\n.").startswith(b"250 ")
     assert proxy.wait() == 0
     assert Path(path).exists()
+
+
+# -- what can't be listened on is no reason to take no mail --
+
+
+def warnings(proxy: Proxy) -> list[str]:
+    """Return what it warns of that is about the admin side."""
+    return [line["message"] for line in proxy.select("warning") if line["message"].startswith("admin.")]
+
+
+def test_an_address_that_is_taken_is_a_warning(start: StartProxy, sink: Sink) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        proxy = start(listen=taken)
+        (warning,) = warnings(proxy)
+        assert f"admin.listen: can't listen on {taken}: Address already in use" in warning
+        assert ask(control(proxy), "/v1/info").status == 200
+        deliver(proxy)
+        assert len(sink.mails) == 1
+
+
+@pytest.mark.parametrize("kind", ["a file", "another server", "no folder"])
+def test_a_socket_that_can_not_be_had_is_a_warning(start: StartProxy, sink: Sink, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "mine.sock"
+    other = socket.socket(socket.AF_UNIX)
+    with other:
+        match kind:
+            case "a file":
+                path.write_text("precious")
+            case "another server":
+                other.bind(str(path))
+                other.listen()
+            case "no folder":
+                path = tmp_path / "nowhere" / "mine.sock"
+        proxy = start(socket=str(path))
+        (warning,) = warnings(proxy)
+        assert f"admin.socket: can't listen on {path}: " in warning
+        deliver(proxy)
+        assert len(sink.mails) == 1
+        assert ask(address(proxy), "/").status == 404
+        assert proxy.stop() == 0
+    assert path.exists() is (kind != "no folder")
+
+
+def test_what_a_killed_server_left_is_no_hindrance(start: StartProxy, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "control.sock"))
+    proxy = start()
+    assert warnings(proxy) == []
+    assert ask(control(proxy), "/v1/info").status == 200
+
+
+def test_it_may_be_off(start: StartProxy) -> None:
+    proxy = start(listen="", socket="off")
+    assert proxy.select("listening")[0]["admin"] == []
+
+
+# -- whom it lets in --
+
+
+def test_a_page_in_a_browser_is_not_let_in_by_a_name_of_its_own(start: StartProxy) -> None:
+    proxy = start()
+    assert ask(address(proxy), "/", Host="rebound.evil.test").status == 421
+    assert ask(address(proxy), "/", Host="localhost:8025").status == 404
+
+
+def test_the_control_socket_alone_controls(start: StartProxy) -> None:
+    proxy = start()
+    entry = {"kind": "client", "value": "192.0.2.7"}
+    assert ask(address(proxy), "/v1/entry", "PUT", entry).status == 404
+    assert ask(address(proxy), "/v1/info").status == 404
+    assert ask(control(proxy), "/v1/entry?kind=client&value=192.0.2.7").json["entry"] is None
+
+
+def test_a_token_is_wanted_on_the_address_and_a_reload_changes_it(start: StartProxy, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-first-token-0123\n")
+    proxy = start(token_file=str(file))
+    where = address(proxy)
+    refused = ask(where, "/")
+    assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
+    assert ask(where, "/", Authorization="Bearer the-first-token-0123").status == 404
+    assert ask(control(proxy), "/v1/info").status == 200
+    file.write_text("the-second-token-0123\n")
+    proxy.process.send_signal(signal.SIGHUP)
+    proxy.wait_for("reload", 1)
+    assert ask(where, "/", Authorization="Bearer the-first-token-0123").status == 401
+    assert ask(where, "/", Authorization="Bearer the-second-token-0123").status == 404
+    assert not any("token-0123" in line for line in proxy.raw)
+
+
+# -- hostile clients --
+
+
+GARBAGE = {
+    "no HTTP": b"EHLO client.test\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    "a long line": b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    "a large field": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    "many fields": b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 2_000 + b"\r\n",
+    "two lengths": b"PUT /v1/entry HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+    "a length and chunks": b"PUT /v1/entry HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+}
+
+
+def test_garbage_is_refused_and_leaves_no_trace(start: StartProxy) -> None:
+    proxy = start()
+    for where in (address(proxy), control(proxy)):
+        for name, garbage in GARBAGE.items():
+            with admin_client.connect(where) as client:
+                client.sendall(garbage)
+                status = client.recv(100).partition(b"\r\n")[0]
+                assert (name, status.partition(b" ")[2]) == (name, b"400 Bad Request")
+    assert ask(control(proxy), "/v1/info").status == 200
+    assert proxy.errors() == []
+
+
+def test_a_body_has_a_bound(start: StartProxy) -> None:
+    proxy = start()
+    entry = {"kind": "client", "value": "192.0.2.7", "note": "x" * 20_000}
+    assert ask(control(proxy), "/v1/entry", "PUT", entry).status == 413
+    with admin_client.connect(control(proxy)) as client:
+        head = b"PUT /v1/entry HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\nContent-Length: %d\r\n\r\n"
+        bomb = zlib.compress(bytes(50_000_000))
+        client.sendall(head % len(bomb) + bomb[:40_000])
+        assert client.recv(100).startswith((b"HTTP/1.1 413 ", b"HTTP/1.1 400 "))
+
+
+def test_connections_have_a_bound_that_mail_does_not_feel(start: StartProxy, sink: Sink) -> None:
+    proxy = start()
+    with ExitStack() as stack:
+        held = [stack.enter_context(admin_client.connect(address(proxy))) for _n in range(MOST_CONNECTIONS + 8)]
+        # Nobody knows which of them came last: one of those that are too many has ended.
+        ended, _ignored, _ignored_too = select.select(held, [], [], DEADLINE)
+        assert ended
+        assert ended[0].recv(1) == b""
+        # The address is full; the socket and mail are not.
+        assert ask(control(proxy), "/v1/info").status == 200
+        deliver(proxy)
+        assert len(sink.mails) == 1
+    wait_until(lambda: _answers(address(proxy)), "room for others")
+    assert proxy.errors() == []
+
+
+def _answers(where: str) -> bool:
+    try:
+        return ask(where, "/").status == 404
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: local",
+        b"PUT /v1/entry HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    ],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_who_does_not_finish_is_not_waited_for(sink: Sink, tmp_path: Path, begun: bytes) -> None:
+    path = str(tmp_path / "control.sock")
+    with closing(Proxy(tmp_path, [sink.port], admin={"listen": HERE, "socket": path})) as proxy:
+        proxy.environment["ALTERED_ADMIN"] = "0.5"
+        proxy.program = [str(Path(altered.__file__))]
+        proxy.start()
+        with admin_client.connect(path) as client:
+            client.sendall(begun)
+            with suppress(ConnectionResetError):
+                assert client.recv(100) == b""

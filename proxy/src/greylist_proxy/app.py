@@ -176,7 +176,7 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
     sockets = place.listen()
     # An operator's blocks and exemptions count from the first client on.
-    await judgement.gate.load_entries()
+    await place.news.look(judgement.gate.load_entries)
     helpers = [
         asyncio.create_task(helper)
         for helper in (

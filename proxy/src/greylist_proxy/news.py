@@ -59,11 +59,14 @@ class News:
                 return True
         return False
 
-    async def follow(self, load: Callable[[], Awaitable[bool]]) -> None:
-        """Have `load` look into the store each second, and when the bell rings; runs until it is cancelled.
+    async def look(self, load: Callable[[], Awaitable[bool]]) -> None:
+        """Have `load` look into the store, and say that what was rung is taken in; not where it returns False."""
+        seen = self._cells[RUNG]
+        if await load():
+            self._cells[1 + self._number] = seen
 
-        It returns False where it could not.
-        """
+    async def follow(self, load: Callable[[], Awaitable[bool]]) -> None:
+        """`look` each second, and when the bell rings; runs until it is cancelled."""
         loop, bell, rung = asyncio.get_running_loop(), self._bells[self._number], asyncio.Event()
 
         def hear() -> None:
@@ -75,9 +78,7 @@ class News:
         try:
             while True:
                 rung.clear()
-                seen = self._cells[RUNG]
-                if await load():
-                    self._cells[1 + self._number] = seen
+                await self.look(load)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_EVERY):
                         await rung.wait()
