@@ -92,6 +92,68 @@ def test_a_proxy_that_finishes_its_transactions_does_not_listen(start: StartProx
     assert Path(path).exists()
 
 
+# -- sockets of systemd --
+
+
+class Sockets:
+    """What systemd listens on for the program."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self.path = str(folder / "systemd.sock")
+        self.smtp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.admin = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.control = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self.control.bind(self.path)
+        self.control.listen()
+        self.where = f"127.0.0.1:{self.admin.getsockname()[1]}"
+
+    def given_to(self, proxy: Proxy) -> Proxy:
+        """Have that proxy be started with them."""
+        return proxy.activated(self.admin, self.smtp, self.control, names="admin:greylist-proxy.socket:control")
+
+
+@pytest.mark.parametrize("workers", [1, WORKERS])
+def test_a_new_proxy_takes_sockets_over_while_the_old_one_finishes(sink: Sink, tmp_path: Path, workers: int) -> None:
+    with ExitStack() as stack:
+        sockets = Sockets(stack, tmp_path)
+
+        def make(name: str, mode: str) -> Proxy:
+            (tmp_path / name).mkdir()
+            settings = {"greylist": {"delay": 0, "mode": mode}, "smtp": {"workers": workers}}
+            proxy: Proxy = stack.enter_context(closing(Proxy(tmp_path / name, [sink.port], **settings)))
+            return sockets.given_to(proxy).start()
+
+        old = make("old", "enforce")
+        assert old.select("listening")[0]["admin"] == [sockets.where, sockets.path]
+        assert ask(sockets.path, "/v1/info").json["mode"] == "enforce"
+        with Wire(old.port) as client:
+            client.hello()
+            for line in (b"MAIL FROM:<a@far.test>", b"RCPT TO:<u@here.test>", b"DATA"):
+                assert client.ask(line)[:1] in (b"2", b"3")
+            new = make("new", "observe")
+            assert {ask(sockets.path, "/v1/info").json["mode"] for _n in range(5)} <= {"enforce", "observe"}
+            old.process.send_signal(signal.SIGTERM)
+            old.wait_for("stopping", workers)
+            assert {ask(sockets.path, "/v1/info").json["mode"] for _n in range(20)} == {"observe"}
+            assert {ask(sockets.where, "/").status for _n in range(20)} == {404}
+            assert client.ask(b"Subject: x\r\n\r\nx\r\n.").startswith(b"250 ")
+        assert old.wait() == 0
+        assert Path(sockets.path).exists()  # it is systemd's
+        deliver(new)
+        assert new.stop() == 0
+        assert old.errors() + new.errors() == []
+
+
+def test_an_address_of_systemds_that_others_reach_needs_a_token(sink: Sink, tmp_path: Path) -> None:
+    with (
+        socket.create_server(("0.0.0.0", 0)) as admin,
+        socket.create_server(("127.0.0.1", 0)) as smtp,
+        closing(Proxy(tmp_path, [sink.port]).activated(admin, smtp, names="admin:smtp")) as proxy,
+    ):
+        proxy.start()
+        assert ask(f"127.0.0.1:{admin.getsockname()[1]}", "/").status == 401
+
+
 # -- what can't be listened on is no reason to take no mail --
 
 

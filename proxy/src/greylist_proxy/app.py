@@ -50,7 +50,7 @@ STDERR = 2
 STOP_POLL = 0.05  # seconds
 SUM_UP_EVERY = 1.0  # seconds
 FIRST_PROBE = 2.0  # seconds that a start may wait for the backends
-OTHER_DESCRIPTORS = 100  # of a process: standard streams, the store, the loop, lists that are read
+OTHER_DESCRIPTORS = 200  # of a process: standard streams, the store, the loop, lists that are read, the admin side
 
 
 @dataclass(frozen=True)
