@@ -304,7 +304,7 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_allowed(
         soft, _hard = resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)
         assert soft == 3500
         (warning,) = [line for line in proxy.select("warning") if "file descriptors" in line["message"]]
-        assert warning["message"].startswith("3500 file descriptors are allowed, and 3700 may be needed")
+        assert warning["message"].startswith("3500 file descriptors are allowed, and 3800 may be needed")
         assert proxy.stop() == 0
     finally:
         proxy.kill()

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Accepts on the admin side's sockets, and sees to it that nobody there takes more than a little of the process.
 
-Importing this takes some 15 MB and a quarter of a second, so only who serves does it.
+Importing this takes some 10 MB and a quarter of a second, so only who serves does it.
 """
 
 from __future__ import annotations
