@@ -12,8 +12,8 @@ from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config
 from greylist_proxy.log import Log
 from greylist_proxy.news import News
-from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.smtp.shared import Services
+from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.store import Store
 
 
