@@ -1,6 +1,6 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Times and durations as people write them."""
+"""Times and durations as people write them, and times as programs read them."""
 
 from __future__ import annotations
 
@@ -43,4 +43,14 @@ def lasting(text: str) -> float | None:
     try:
         return parse_duration(text)
     except ValueError:
+        return None
+
+
+def iso_time(seconds: float | None) -> str | None:
+    """Return a time for programs: ISO 8601, UTC."""
+    if seconds is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
         return None

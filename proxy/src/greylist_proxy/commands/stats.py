@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from greylist_proxy.commands import DONE, on_store
 from greylist_proxy.commands.arguments import Commands, add_command
 from greylist_proxy.commands.comebacks import Comebacks, Result
-from greylist_proxy.commands.output import Column, iso_time, local_time, show_fields, show_json, show_table, span
+from greylist_proxy.commands.output import Column, local_time, show_fields, show_json, show_table, span
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
+from greylist_proxy.moments import iso_time
 from greylist_proxy.policy import Verdict
 from greylist_proxy.store import Counts, Entry, Kind, Logged, Store, Wanted
 

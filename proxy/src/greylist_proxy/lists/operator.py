@@ -11,19 +11,20 @@ asking for `30d` each day must neither be a change each day nor make it last for
 from __future__ import annotations
 
 import datetime
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from greylist_proxy.commands.output import iso_time
 from greylist_proxy.lists.entries import EntryError, canonical, quoted
-from greylist_proxy.moments import lasting, to_come
+from greylist_proxy.moments import WHEN, iso_time, lasting, to_come
 from greylist_proxy.store import Action, Entry, Kind, Source
 
 MAX_NOTE = 500  # characters
 KEYS = ("kind", "value", "action", "expires", "note")
 SLACK = 5.0  # seconds between an entry's making and the moment that its duration was counted from
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON has them, text that can be kept has not
 KINDS = ", ".join(Kind)
 ACTIONS = ", ".join(Action)
 
@@ -77,16 +78,17 @@ def read_wish(data: object) -> Wish:
             raise EntryError(f"action {quoted(str(given))}: allowed is one of {ACTIONS}")
         action = Action(given)
     note = data.get("note") or ""
-    if not isinstance(note, str) or len(note) > MAX_NOTE:
+    if not isinstance(note, str) or len(note) > MAX_NOTE or SURROGATE.search(note):
         raise EntryError(f"note: allowed is text of up to {MAX_NOTE} characters")
     expires = data.get("expires")
     if expires in (None, ""):
         return Wish(Entry(kind, value, action, Source.OPERATOR, time.time(), None, note))
+    text = str(expires)
     try:
-        moment = to_come(str(expires))
+        moment = to_come(text)
     except ValueError as error:
-        raise EntryError(f"expires: {error}") from None
-    return Wish(Entry(kind, value, action, Source.OPERATOR, time.time(), moment, note), lasting(str(expires)))
+        raise EntryError(f"expires: {error if len(text) <= 100 else f'allowed is {WHEN}'}") from None
+    return Wish(Entry(kind, value, action, Source.OPERATOR, time.time(), moment, note), lasting(text))
 
 
 def subject(data: Mapping[str, object]) -> tuple[Kind, str]:
