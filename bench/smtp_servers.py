@@ -166,6 +166,7 @@ def proxy(name: str, folder: Path, backend_port: int, **settings: dict[str, Any]
         "greylist": {"client_key": "network"},
         "allow": {"well_known": False},
         "store": {"url": f"sqlite:///{folder}/greylist.db"},
+        "admin": {"listen": ""},
     }
     for section, keys in settings.items():
         config.setdefault(section, {}).update(keys)

@@ -83,6 +83,8 @@ client_key = "network" # the demo needs no DNS
 well_known = false
 [store]
 url = "sqlite:///{folder}/greylist.db"
+[admin]
+listen = "" # its port is fixed
 """
     )
     log = folder / "greylist-proxy.log"

@@ -5,6 +5,7 @@
 From the environment, because nothing of this may be a setting:
 
     ALTERED_PATIENCE   seconds for each thing that a backend is waited for, in place of minutes
+    ALTERED_ADMIN      the same for what a client of the admin side is waited for
     ALTERED_CLOCK      a file of 8 bytes, a double: seconds by which the wall clock is wrong, at each moment
 """
 
@@ -38,6 +39,13 @@ def less_patience(seconds: float) -> None:
     Timeouts.__init__.__defaults__ = (seconds,) * len(defaults)
 
 
+def less_patience_with_requests(seconds: float) -> None:
+    """Have every bound in time of the admin side's connections be this short."""
+    from greylist_proxy.admin import server
+
+    server.REQUEST_WITHIN = server.LIFETIME = server.LOOK_EVERY = seconds
+
+
 def set_clock(file: Path, offset: float) -> None:
     """Have the clock of a program that runs jump."""
     with file.open("r+b") as stream:
@@ -50,6 +58,8 @@ def main() -> int:
         wrong_clock(Path(clock))
     if patience := os.environ.get("ALTERED_PATIENCE"):
         less_patience(float(patience))
+    if patience := os.environ.get("ALTERED_ADMIN"):
+        less_patience_with_requests(float(patience))
     from greylist_proxy.cli import main as program
 
     return program()

@@ -96,6 +96,7 @@ class MakeServices:
                 "dns": {},
                 "store": {"url": f"sqlite:///{self._folder}/greylist.db"},
                 "tarpit": {},
+                "admin": {},
             }
         )
         log = Log(self._stream)

@@ -9,6 +9,7 @@ settings (how it is cut, which options are on), so that both engines can vary th
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import ssl
@@ -20,6 +21,9 @@ from pathlib import Path
 from greylist_proxy.config import Config, ConfigError, advice, load
 from greylist_proxy.lists import ListError
 from greylist_proxy.lists import postgrey as list_files
+from greylist_proxy.lists.entries import EntryError, canonical
+from greylist_proxy.lists.operator import KEYS, as_json, read_wish
+from greylist_proxy.log import json_line
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.events import (
     Bye,
@@ -332,6 +336,32 @@ def check_tls(data: bytes) -> None:
         raise AssertionError("a handshake without a certificate")
 
 
+# -- entries --
+
+
+def check_wish(data: bytes) -> None:
+    """An entry as it comes through the control socket is refused in words, or is one that can be kept and shown."""
+    _dice, text = take(data)
+    fields = zip(KEYS, text.split(b"\n"), strict=False)
+    try:
+        wish = read_wish({name: _json_or_text(field) for name, field in fields if field})
+    except EntryError as error:
+        check_words(str(error))
+        return
+    entry = wish.entry
+    entry.note.encode()
+    assert canonical(entry.kind, entry.value) == entry.value
+    assert wish.is_met_by(entry)
+    assert json_line(as_json(entry)).isprintable()
+
+
+def _json_or_text(field: bytes) -> object:
+    try:
+        return json.loads(field)
+    except (ValueError, RecursionError):
+        return field.decode("utf-8", "surrogateescape")
+
+
 # -- all of them --
 
 
@@ -405,6 +435,19 @@ TARGETS: dict[str, Target] = {
             *(f"{key} = ".encode() for each in Config.model_fields.values() for key in each.annotation.model_fields),  # type: ignore[union-attr]
             *(b'"60s"', b'"35MiB"', b"true", b"0", b"-1", b"[]", b'["127.0.0.1:25"]', b'["::/0"]', b"\n", b'"', b"="),
             *(b"valkey://u:p@h:1/0", b"sqlite:///", b'"\\u001b"', b"\xff", b"1e999", b"{id}", b"[..]"),
+        ),
+    ),
+    "wish": Target(
+        check_wish,
+        (
+            b"0000client\n192.0.2.0/24\nblock\n30d\nno more of it",
+            b"0000trap\nOld@Example.org\n\n2099-05-17T06:30Z\n",
+            b"0000sender\n@Partner.Example\nallow\n3600\n\xc3\xbc\x1b",
+        ),
+        (
+            *(b"client\n", b"sender\n", b"recipient\n", b"trap\n", b"allow\n", b"block\n", b"\n", b"null", b"[", b"{}"),
+            *(b"2001:db8::/32\n", b"a.example\n", b"u@\n", b"@", b"/", b"99999999d", b"9999-12-31T23:59:59+23:59"),
+            *(b'"\\ud800"', b"1e999", b"90s", b"0", b"-1", b"\xff", b"x" * 100),
         ),
     ),
     "lists": Target(

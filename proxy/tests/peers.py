@@ -242,6 +242,17 @@ class ScriptedPeer(ThreadedServer):
         return b""
 
 
+# systemd's way: the sockets from descriptor 3 on, in order, and the process that they are for.
+ACTIVATION = """
+import fcntl, os, sys
+given = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[1].split(",")]
+for number, descriptor in enumerate(given, 3):
+    os.dup2(descriptor, number)
+os.environ["LISTEN_FDS"], os.environ["LISTEN_PID"] = str(len(given)), str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 class Proxy:
     """The real program. `events` grows as it logs."""
 
@@ -253,6 +264,7 @@ class Proxy:
             "greylist": {"delay": "1s", "client_key": "network"},
             "allow": {"well_known": False},
             "store": {"url": f"sqlite:///{folder}/greylist.db"},
+            "admin": {"listen": "", "socket": "off"},
         }
         for section, keys in settings.items():
             config.setdefault(section, {}).update(keys)
@@ -268,6 +280,14 @@ class Proxy:
         self.environment: dict[str, str] = {}
         self.prefix: list[str] = []  # a command that starts the program, such as prlimit
         self.program = ["-m", "greylist_proxy"]  # what Python is given
+        self._given: list[int] = []  # descriptors that it inherits
+
+    def activated(self, *sockets: socket.socket, names: str = "") -> Proxy:
+        """Have it get listening sockets as systemd gives them, with these FileDescriptorNames (`a:b:c`)."""
+        self._given = [each.fileno() for each in sockets]
+        self.prefix = [sys.executable, "-c", ACTIVATION, ",".join(map(str, self._given))]
+        self.environment["LISTEN_FDNAMES"] = names
+        return self
 
     def start(self) -> Proxy:
         """Start it (again), and wait until it takes connections."""
@@ -277,6 +297,7 @@ class Proxy:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **self.environment},
+            pass_fds=self._given,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

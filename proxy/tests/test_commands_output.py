@@ -11,8 +11,9 @@ from typing import Literal
 import pytest
 from greylist_proxy.commands.decisions import COLUMNS as DECISIONS
 from greylist_proxy.commands.entries import COLUMNS as ENTRIES
-from greylist_proxy.commands.output import Column, arrange, iso_time, local_time, show_fields, show_table, span, visible
+from greylist_proxy.commands.output import Column, arrange, local_time, show_fields, show_table, span, visible
 from greylist_proxy.commands.triplets import COLUMNS as TRIPLETS
+from greylist_proxy.moments import iso_time
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len

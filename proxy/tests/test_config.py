@@ -102,7 +102,12 @@ GREYLIST_KEYS = (
     "mode, delay, retry_window, lifetime, client_key, auto_allow_after, max_pending_per_network, reply, ipv4_prefix, "
     "ipv6_prefix"
 )
-SECTIONS = "smtp, backend, greylist, allow, trap, dns, store, tarpit"
+SECTIONS = "smtp, backend, greylist, allow, trap, dns, store, tarpit, admin"
+ADMIN = "an IP address with a port, such as 127.0.0.1:8025, one beyond this host only with token_file, or empty: none"
+SOCKET = (
+    'the absolute path of a Unix socket, or "off", or empty: control.sock in the folder that systemd has made, else '
+    "beside the SQLite file, else none"
+)
 SMTP_KEYS = ", ".join(SmtpSection.model_fields)
 URL = (
     "sqlite:/// and an absolute path, such as sqlite:////var/lib/greylist-proxy/greylist.db, or valkey://host:6379/0, "
@@ -341,7 +346,15 @@ def test_dns_lists(tmp_path: Path) -> None:
             f"greylist.dealy: unknown key; known here: {GREYLIST_KEYS}",
         ),
         ("[smtp]\nstarttls = ''", f"smtp.starttls: unknown key; known here: {SMTP_KEYS}"),
-        ("[admin]\nsocket = ''", f"admin: unknown section; known here: {SECTIONS}"),
+        (
+            "[admin]\nlisten = '0.0.0.0:8025'",
+            'admin.listen = "0.0.0.0:8025": allowed is an address of this host alone, such as 127.0.0.1:8025, without '
+            "token_file",
+        ),
+        ("[admin]\nlisten = 'localhost:8025'", f'admin.listen = "localhost:8025": allowed is {ADMIN}'),
+        ("[admin]\nlisten = '8025'", f'admin.listen = "8025": allowed is {ADMIN}'),
+        ("[admin]\nsocket = 'none'", f'admin.socket = "none": allowed is {SOCKET}'),
+        ("[dashboard]\ntitle = ''", f"dashboard: unknown section; known here: {SECTIONS}"),
         (
             '[smtp]\n"a\\u001b[31m\\nb" = 1',
             f"smtp.a\\u001b[31m\\nb: unknown key; known here: {SMTP_KEYS}",

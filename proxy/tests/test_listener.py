@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from greylist_proxy import systemd
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
-from greylist_proxy.smtp import listener
-from greylist_proxy.smtp.listener import Descriptors, ListenError, make_sockets, systemd_sockets
+from greylist_proxy.smtp.listener import Descriptors, ListenError, make_sockets
+from greylist_proxy.systemd import Given, given_sockets
 
 from .peers import DEADLINE
 
@@ -62,40 +64,58 @@ def test_an_address_that_is_taken() -> None:
 
 
 @pytest.fixture(name="hand_over")
-def _hand_over(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[socket.socket]]:
+def _hand_over(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Given]:
     """Give sockets as systemd does. The descriptors are where a test may have them, not at 3."""
 
-    def give(*sockets: socket.socket, number: str = "", process: str = "") -> list[socket.socket]:
+    def give(*sockets: socket.socket, number: str = "", process: str = "", names: str = "smtp") -> Given:
         if sockets:
             first = sockets[0].fileno()
             assert [each.fileno() for each in sockets] == list(range(first, first + len(sockets)))
-            monkeypatch.setattr(listener, "FIRST_FROM_SYSTEMD", first)
+            monkeypatch.setattr(systemd, "FIRST_DESCRIPTOR", first)
         monkeypatch.setenv("LISTEN_FDS", number or str(len(sockets)))
         monkeypatch.setenv("LISTEN_PID", process or str(os.getpid()))
-        monkeypatch.setenv("LISTEN_FDNAMES", "smtp")
-        return systemd_sockets(BUFFER)
+        monkeypatch.setenv("LISTEN_FDNAMES", names)
+        return given_sockets()
 
     return give
 
 
-def test_sockets_from_systemd(hand_over: Callable[..., list[socket.socket]]) -> None:
+def test_sockets_from_systemd(hand_over: Callable[..., Given]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as given:
-        (taken,) = hand_over(given)
+        (taken,) = hand_over(given).smtp
         assert taken.getsockname() == given.getsockname()
-        assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * BUFFER
         assert not taken.getblocking()
         # Children are not to take them for theirs.
         assert not {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"} & set(os.environ)
-        assert systemd_sockets(BUFFER) == []
+        assert given_sockets() == Given()
         taken.detach()
 
 
+def test_sockets_are_known_by_their_names(hand_over: Callable[..., Given], tmp_path: Path) -> None:
+    path = str(tmp_path / "control.sock")
+    unnamed, smtp, admin = (socket.create_server(("127.0.0.1", 0)) for _n in range(3))
+    control = socket.socket(socket.AF_UNIX)
+    with unnamed, smtp, admin, control:
+        control.bind(path)
+        control.listen()
+        given = hand_over(smtp, admin, control, names="greylist-proxy.socket:admin:control")
+        assert [taken.getsockname() for taken in given.smtp] == [smtp.getsockname()]
+        assert [taken.getsockname() for taken in given.admin] == [admin.getsockname()]
+        assert [taken.getsockname() for taken in given.control] == [path]
+        for taken in (*given.smtp, *given.admin, *given.control):
+            taken.detach()
+        # An older systemd names none: all of them are SMTP's.
+        given = hand_over(unnamed, names="")
+        assert [taken.getsockname() for taken in given.smtp] == [unnamed.getsockname()]
+        given.smtp[0].detach()
+
+
 @pytest.mark.parametrize(("number", "process"), [("", "1"), ("0", ""), ("", "")])
-def test_nothing_from_systemd(hand_over: Callable[..., list[socket.socket]], number: str, process: str) -> None:
-    assert hand_over(number=number, process=process) == []
+def test_nothing_from_systemd(hand_over: Callable[..., Given], number: str, process: str) -> None:
+    assert hand_over(number=number, process=process) == Given()
 
 
-def test_what_is_no_listening_socket(hand_over: Callable[..., list[socket.socket]]) -> None:
+def test_what_is_no_listening_socket(hand_over: Callable[..., Given]) -> None:
     with pytest.raises(ListenError, match="LISTEN_FDS"):
         hand_over(number="many")
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -103,6 +123,10 @@ def test_what_is_no_listening_socket(hand_over: Callable[..., list[socket.socket
         with pytest.raises(ListenError, match="not a listening TCP socket"):
             hand_over(silent)
         silent.detach()  # it was taken, and closed
+    tcp = socket.create_server(("127.0.0.1", 0))
+    with pytest.raises(ListenError, match="not a listening Unix socket"):
+        hand_over(tcp, names="control")
+    tcp.detach()
 
 
 # -- file descriptors --

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -15,12 +14,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from greylist_proxy.cli import main
 
-from .peers import DEADLINE, Proxy, Sink, Wire, wait_until
+from .peers import DEADLINE, Proxy, Sink, Wire, closing, wait_until
 
 StartProxy = Callable[..., Proxy]
 WORKERS = 3
@@ -266,36 +264,12 @@ def test_systemd_hears_from_the_parent_when_all_are_ready(start_proxy: StartProx
 
 def test_sockets_from_systemd_serve_all_workers(sink: Sink, tmp_path: Path) -> None:
     proxy = Proxy(tmp_path, [sink.port], smtp={"workers": WORKERS}, greylist={"delay": 0})
-    program = [sys.executable, *proxy.program, "serve", "--config", str(proxy.config)]
-    # systemd's way: the sockets from descriptor 3 on, and the process that they are for.
-    script = (
-        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
-        "os.execv(sys.argv[2], sys.argv[2:])"
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing(proxy.activated(listener)):
         port = listener.getsockname()[1]
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(listener.fileno()), *program],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LISTEN_FDS": "1"},
-            pass_fds=(listener.fileno(),),
-        )
-    assert process.stderr is not None
-    try:
-        lines = iter(process.stderr)
-        listening: dict[str, Any] = next(
-            event for line in lines if (event := json.loads(line))["event"] in ("listening", "error")
-        )
-        assert listening["addresses"] == [f"127.0.0.1:{port}"]
+        assert proxy.start().addresses == [f"127.0.0.1:{port}"]
         with Wire(port) as client:
             assert re.match(rb"220 mx\.test ", client.reply())
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(DEADLINE) == 0
-    finally:
-        process.kill()
-        process.wait()
-        process.stderr.close()
+        assert proxy.stop() == 0
 
 
 def test_as_many_as_there_are_processors(start_proxy: StartProxy, sink: Sink) -> None:

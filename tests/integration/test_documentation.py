@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from lab.hosts import Lab
+from smtp_servers import proxy
 from tools.ansible_runs import BIN, ROOT, Controller, windows_inventory
 from tools.exchange_site import Site
 
@@ -62,7 +64,31 @@ def test_examples_for_exchange_run_as_they_stand(module: str, site: Site) -> Non
     assert run.status == 0, run.printed
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("exchange_")])
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("greylist_")])
+def test_examples_for_a_proxy_run_as_they_stand(
+    module: str, memory_lab: Lab, controller: Controller, tmp_path: Path
+) -> None:
+    tasks = examples_of(controller, module)
+    for task in tasks:
+        # What an example cannot know: where the socket is, and who may use it.
+        task.pop("become", None)
+    socket = str(tmp_path / "proxy" / "control.sock")
+    defaults = {"group/mailops.tarpit.greylist": {"socket": socket}}
+    playbook = tmp_path / "examples.json"
+    playbook.write_text(
+        json.dumps([{"hosts": "edge01", "gather_facts": False, "module_defaults": defaults, "tasks": tasks}])
+    )
+    inventory = tmp_path / "inventory.json"
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory.write_text(json.dumps({"greylist_proxies": {"hosts": {"edge01": here}}}))
+    (host,) = memory_lab.hosts
+    host.reset()
+    with proxy("proxy", tmp_path, host.smtp_port):
+        run = controller.playbook(str(playbook), inventory, memory_lab.password)
+    assert run.status == 0, run.printed
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith(("exchange_", "greylist_"))])
 def test_examples_run_as_they_stand(module: str, memory_lab: Lab, controller: Controller, tmp_path: Path) -> None:
     examples = examples_of(controller, module)
     (host,) = memory_lab.hosts

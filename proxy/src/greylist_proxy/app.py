@@ -16,34 +16,41 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import uvloop
 
+from greylist_proxy.admin.access import Access, read_token
+from greylist_proxy.admin.sockets import AdminSockets
+from greylist_proxy.admin.state import State
 from greylist_proxy.assembly import assemble
 from greylist_proxy.commands import DONE, WRONG
 from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice
-from greylist_proxy.config_values import Endpoint
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log, LogHandler
 from greylist_proxy.log_writer import LineWriter, Sparing
+from greylist_proxy.news import News
 from greylist_proxy.reload import Reloader, for_now
 from greylist_proxy.services import services_of
 from greylist_proxy.smtp.limits import Connections
-from greylist_proxy.smtp.listener import Descriptors, make_sockets, serve_on, systemd_sockets
+from greylist_proxy.smtp.listener import Descriptors, address, make_sockets, serve_on, set_receive_buffer
 from greylist_proxy.smtp.pool import Backends
 from greylist_proxy.smtp.server import Session
 from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.store.factory import make_store
-from greylist_proxy.systemd import notify
+from greylist_proxy.systemd import Given, given_sockets, notify
 from greylist_proxy.tasks import Tasks
 from greylist_proxy.workers import STOP_PATIENCE, Parent, Supervisor, processors
+
+if TYPE_CHECKING:
+    from greylist_proxy.admin.server import AdminServer
 
 STDERR = 2
 STOP_POLL = 0.05  # seconds
 SUM_UP_EVERY = 1.0  # seconds
 FIRST_PROBE = 2.0  # seconds that a start may wait for the backends
-OTHER_DESCRIPTORS = 100  # of a process: standard streams, the store, the loop, lists that are read
+OTHER_DESCRIPTORS = 200  # of a process: standard streams, the store, the loop, lists that are read, the admin side
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Place:
 
     listen: Callable[[], Sequence[socket.socket]]
     connections: Connections
+    admin: AdminSockets
+    news: News
     workers: int = 1
     parent: Parent | None = None
 
@@ -61,16 +70,28 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
     ListenError: an address can't be listened on. ConfigError: a file can't be used.
     """
-    warnings = [*advice(config), *_raise_descriptor_limit(config)]
+    given = given_sockets()
+    admin = AdminSockets.open(config, given)
+    try:
+        return _run(config, reread, given, admin)
+    finally:
+        admin.remove()
+
+
+def _run(config: Config, reread: Callable[[], Config], given: Given, admin: AdminSockets) -> int:
+    warnings = [*advice(config), *_raise_descriptor_limit(config), *admin.warnings]
     smtp = config.smtp
     workers = smtp.workers or processors()
     connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)
+    news = News(workers)
 
     def listen() -> Sequence[socket.socket]:
-        return systemd_sockets(smtp.receive_buffer) or make_sockets(smtp.listen, smtp.receive_buffer)
+        for listener in given.smtp:
+            set_receive_buffer(listener, smtp.receive_buffer)
+        return given.smtp or make_sockets(smtp.listen, smtp.receive_buffer)
 
     if workers == 1:
-        _serve_in_a_loop(config, reread, Place(listen, connections), warnings)
+        _serve_in_a_loop(config, reread, Place(listen, connections, admin, news), warnings)
         return DONE
     sockets = listen()
     log = Log(lines=Sparing(STDERR))
@@ -88,8 +109,14 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
     def work(parent: Parent) -> int:
         connections.use(parent.number)
+        news.use(parent.number)
+        own = admin
+        if parent.number:
+            # Or those who ask while this one finishes its transactions would wait for an answer instead of being told.
+            admin.close()
+            own = AdminSockets()
         try:
-            _serve_in_a_loop(current, reread, Place(lambda: sockets, connections, workers, parent), [])
+            _serve_in_a_loop(current, reread, Place(lambda: sockets, connections, own, news, workers, parent), [])
         except ConfigError as error:
             for line in error.lines:
                 complain(line)
@@ -97,9 +124,20 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
         return DONE
 
     def ready() -> None:
-        log.event("listening", addresses=_addresses(sockets))
+        log.event("listening", addresses=[address(listener) for listener in sockets], admin=admin.addresses)
 
-    return Supervisor(workers, work, sockets, log, on_ready=ready, on_death=connections.clear, on_reload=follow).run()
+    def bury(number: int) -> None:
+        connections.clear(number)
+        news.gone(number)
+
+    def stop_listening() -> None:
+        # Who knocks now is to hear at once that nobody is here.
+        for listener in sockets:
+            listener.close()
+        admin.close()
+        admin.remove()
+
+    return Supervisor(workers, work, log, on_ready=ready, on_death=bury, on_reload=follow, on_stop=stop_listening).run()
 
 
 def _serve_in_a_loop(config: Config, reread: Callable[[], Config], place: Place, warnings: list[str]) -> None:
@@ -133,16 +171,17 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     except ListError as error:
         raise ConfigError(error.lines) from error
     services = services_of(config, judgement, log, tasks, place.connections, place.workers)
-    reloader = Reloader(config, reread, services, judgement, store, log, place.workers)
+    access = Access(read_token(config), [config.smtp.hostname], is_local=place.admin.are_local)
+    reloader = Reloader(config, reread, services, judgement, store, log, access, place.workers)
     loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
     sockets = place.listen()
     # An operator's blocks and exemptions count from the first client on.
-    await judgement.gate.load_entries()
+    await place.news.look(judgement.gate.load_entries)
     helpers = [
         asyncio.create_task(helper)
         for helper in (
             judgement.gate.keep_house(),
-            judgement.gate.follow_entries(),
+            place.news.follow(judgement.gate.load_entries),
             services.backends.keep_probing(),
             Descriptors(log).keep_watch(),
             _keep_summing_up(log),
@@ -150,13 +189,19 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     ]
     await _first_probe(services.backends)
     watch = Watch()
+    worker = place.parent.number if place.parent else 0
+    state = State(config, services, judgement, store, watch, log, access, place.news, place.workers, worker)
+    admin = _admin_server(state, place.admin)
     servers = await serve_on(sockets, lambda: Session(services, watch))
-    if place.parent is None or place.parent.number == 0:
+    if admin:
+        await admin.start()
+    if worker == 0:
         # All processes read the same files: one of them says what is wrong there.
         for sentence in judgement.exemptions.warnings:
             log.event("warning", message=sentence)
     if place.parent is None:
-        log.event("listening", addresses=_addresses(sockets))
+        log.event("listening", addresses=[address(listener) for listener in sockets], admin=place.admin.addresses)
+    state.is_ready = True
     tell("READY=1")
 
     await stopped.wait()
@@ -164,15 +209,31 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     if place.parent:
         loop.remove_reader(place.parent.life)
     log.event("stopping", sessions=len(watch))
+    state.is_stopping = True
     tell("STOPPING=1")
     for server in servers:
         server.close()
+    if admin:
+        admin.stop_listening()
+    if place.parent is None:
+        place.admin.remove()
     dropped = await _finish(watch, tasks)
     for helper in helpers:
         helper.cancel()
+    if admin:
+        await admin.close()
     await services.backends.close()
     await judgement.close()
     log.event("stopped", dropped=dropped)
+
+
+def _admin_server(state: State, sockets: AdminSockets) -> AdminServer | None:
+    """Make the server of the admin side, before mail is taken: loading what it needs takes a while."""
+    if not sockets:
+        return None
+    from greylist_proxy.admin.server import AdminServer
+
+    return AdminServer(state, sockets)
 
 
 async def _first_probe(backends: Backends) -> None:
@@ -222,7 +283,3 @@ def _raise_descriptor_limit(config: Config) -> list[str]:
     if allowed < needed:
         return [f"{allowed} file descriptors are allowed, and {needed} may be needed: see smtp.max_connections"]
     return []
-
-
-def _addresses(sockets: Sequence[socket.socket]) -> list[str]:
-    return [str(Endpoint(*listener.getsockname()[:2])) for listener in sockets]

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from greylist_proxy import __version__
+from greylist_proxy.admin.access import read_token
 from greylist_proxy.app import run
 from greylist_proxy.commands import (
     DONE,
@@ -92,6 +93,7 @@ def _check_config(config: Config, options: argparse.Namespace) -> int:
         # The files that it names belong to it: with one that can't be read the server does not start.
         warnings = Exemptions(config.allow, config.trap, None).warnings
         read_files(config)
+        read_token(config)
     except ListError as error:
         for line in error.lines:
             complain(line)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from greylist_proxy.config_sections import (
+    AdminSection,
     AllowSection,
     BackendSection,
     DnsSection,
@@ -57,6 +58,7 @@ class Config(Section):
     dns: DnsSection
     store: StoreSection
     tarpit: TarpitSection
+    admin: AdminSection
 
     @model_validator(mode="after")
     def _in_accord(self) -> Config:

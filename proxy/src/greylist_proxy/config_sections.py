@@ -9,6 +9,7 @@ ValueError(key, what is allowed).
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -26,9 +27,11 @@ from greylist_proxy.config_values import (
     Listeners,
     Nameservers,
     Networks,
+    OptionalListener,
     OptionalPath,
     ReplyText,
     Size,
+    SocketPath,
     StoreUrl,
 )
 from greylist_proxy.policy import Mode, Rules
@@ -364,3 +367,28 @@ class TarpitSection(Section):
     greet_delay: Duration = Field(
         default=0, ge=0, le=60, description="a duration such as 2s or seconds, from 0s (greet at once) to 60s"
     )
+
+
+class AdminSection(Section):
+    """`[admin]`: health and metrics over HTTP, and the socket that the proxy is controlled by."""
+
+    listen: OptionalListener = Field(
+        default=Endpoint("127.0.0.1", 8025),
+        description="an IP address with a port, such as 127.0.0.1:8025, one beyond this host only with token_file, or "
+        "empty: none",
+    )
+    socket: SocketPath = Field(
+        default=None,
+        description='the absolute path of a Unix socket, or "off", or empty: control.sock in the folder that systemd '
+        "has made, else beside the SQLite file, else none",
+    )
+    token_file: OptionalPath = Field(
+        default=None,
+        description="the absolute path of a file that holds the token that requests to listen must have, or empty",
+    )
+
+    @model_validator(mode="after")
+    def _in_accord(self) -> AdminSection:
+        if self.listen is not None and self.token_file is None and not ip_address(self.listen.host).is_loopback:
+            raise ValueError("listen", "an address of this host alone, such as 127.0.0.1:8025, without token_file")
+        return self

@@ -75,6 +75,10 @@ def _listener(value: object) -> Endpoint:
     return _endpoint(value, names=False)
 
 
+def _optional_listener(value: object) -> Endpoint | None:
+    return None if value == "" else _listener(value)
+
+
 def _backend(value: object) -> Endpoint:
     endpoint = _endpoint(value, names=True)
     if endpoint.port == 0:
@@ -214,6 +218,10 @@ def _optional_path(value: object) -> Path | None:
     return None if value == "" else _absolute(value)
 
 
+def _socket_path(value: object) -> Path | Literal["off"] | None:
+    return "off" if value == "off" else _optional_path(value)
+
+
 def _reply_text(value: str) -> str:
     if not (value.isascii() and value.isprintable() and len(value) <= 400 and "{id}" in value):
         raise ValueError("not a reply")
@@ -260,11 +268,13 @@ Duration = Annotated[float, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(_size)]
 Domain = Annotated[str, AfterValidator(_domain)]
 Listeners = Annotated[list[Annotated[Endpoint, PlainValidator(_listener)]], AfterValidator(_unique)]
+OptionalListener = Annotated[Endpoint | None, PlainValidator(_optional_listener)]
 Backends = Annotated[list[Annotated[Endpoint, PlainValidator(_backend)]], AfterValidator(_unique)]
 Nameservers = Annotated[list[Annotated[Endpoint, PlainValidator(_nameserver)]], AfterValidator(_unique)]
 Networks = Annotated[list[Annotated[Network, PlainValidator(_trusted_network)]], AfterValidator(_unique)]
 StoreUrl = Annotated[StoreAddress, PlainValidator(_store_address)]
 AbsolutePath = Annotated[Path, PlainValidator(_absolute)]
 OptionalPath = Annotated[Path | None, PlainValidator(_optional_path)]
+SocketPath = Annotated[Path | Literal["off"] | None, PlainValidator(_socket_path)]
 ReplyText = Annotated[str, AfterValidator(_reply_text)]
 DnsLists = Annotated[list[Annotated[DnsList, PlainValidator(_dns_list)]], AfterValidator(_unique)]

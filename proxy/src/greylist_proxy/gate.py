@@ -29,7 +29,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 RETRY_EVERY = 1.0  # seconds between two questions to a store that fails
-FOLLOW_EVERY = 1.0  # seconds until a new entry counts, at most
 EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
 EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
 DELIVERY_PATIENCE = 1.0  # seconds that a client's 250 waits for the store
@@ -234,25 +233,25 @@ class Gate:
 
     # -- beside the decisions --
 
-    async def load_entries(self) -> None:
-        """Fetch all entries, so that the first client meets them; without a store there are none, and mail goes on."""
-        await self._follow()
+    @property
+    def store_works(self) -> bool:
+        """Tell whether the store answered when it was last asked."""
+        return not self._failing
 
-    async def follow_entries(self) -> None:
-        """Keep up with entries that are made elsewhere; runs until it is cancelled."""
-        while True:
-            await self._follow()
-            await asyncio.sleep(FOLLOW_EVERY)
+    async def load_entries(self) -> bool:
+        """Fetch the entries that are new, at first all, so that the first client meets them. Not twice at a time.
 
-    async def _follow(self) -> None:
+        False: the store can't be asked; then nothing is new, and mail goes on.
+        """
         more = True
         while more:
             changes = await self._ask(self._store.changes, self._followed)
             if changes is None:
-                break
+                return False
             for sentence in self._exemptions.apply(changes):
                 self._log.event("warning", message=sentence)
             self._followed, more = changes.position, changes.more
+        return True
 
     async def keep_house(self) -> None:
         """Remove what has expired, now and then; runs until it is cancelled."""

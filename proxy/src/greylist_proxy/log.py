@@ -5,7 +5,7 @@
 Everything is ASCII: what is not is escaped (`\\u001b`), so no input can forge a line, hide text behind
 bidirectional controls or reach a terminal as a command.
 
-    listening   addresses            the sockets that are really bound, once at start
+    listening   addresses admin      the sockets that are really bound, once at start
     warning     message              a setting outside an RFC's advice, a line of a list that does not count
     decision    verdict reason client network sender recipient seconds_left id, key rule would early where there are any
     relay       outcome stage id backend code bytes seconds ...   what became of a transaction behind
@@ -21,6 +21,7 @@ bidirectional controls or reach a terminal as a command.
     store       state error kind     the store failed, works again, or was damaged and set aside
     reload      state errors after_restart                        what became of SIGHUP
     worker      state number pid ... one of several processes is ready, ended, or is to be started again
+    entry       state by kind value ...   an entry was `put` or `removed` through the control socket
     error       message traceback    something that should not have happened
     suppressed  of client count seconds     that many lines of that event were left out
     log         state lines          that many lines could not be written
@@ -49,7 +50,20 @@ from greylist_proxy.smtp.limits import client_key
 
 # What is told however often it happens: the record, and what no client brings about.
 ALWAYS = frozenset(
-    {"decision", "relay", "trap", "listening", "reload", "worker", "store", "log", "suppressed", "stopping", "stopped"}
+    {
+        "decision",
+        "relay",
+        "trap",
+        "entry",
+        "listening",
+        "reload",
+        "worker",
+        "store",
+        "log",
+        "suppressed",
+        "stopping",
+        "stopped",
+    }
 )
 BATCHED = frozenset({"decision", "relay"})  # they come by the thousand, and nobody waits to see one, but an alarm
 

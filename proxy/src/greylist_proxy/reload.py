@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from greylist_proxy.admin.access import Access, read_token
 from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config, ConfigError, advice
 from greylist_proxy.lists import ListError
@@ -16,7 +17,16 @@ from greylist_proxy.smtp.shared import Services
 from greylist_proxy.store import Store
 
 # What is made once: sockets, processes, the store, the DNS client, the name that backends know us by.
-AFTER_RESTART = ("smtp.listen", "smtp.hostname", "smtp.workers", "smtp.receive_buffer", "store", "dns")
+AFTER_RESTART = (
+    "smtp.listen",
+    "smtp.hostname",
+    "smtp.workers",
+    "smtp.receive_buffer",
+    "store",
+    "dns",
+    "admin.listen",
+    "admin.socket",
+)
 
 
 def for_now(started: Config, reread: Config) -> Config:
@@ -42,6 +52,7 @@ class Reloader:
         judgement: Judgement,
         store: Store,
         log: Log,
+        access: Access,
         workers: int = 1,
     ) -> None:
         self._config = config
@@ -50,6 +61,7 @@ class Reloader:
         self._judgement = judgement
         self._store = store
         self._log = log
+        self._access = access
         self._workers = workers
         self._lock = asyncio.Lock()
 
@@ -75,8 +87,10 @@ class Reloader:
         # Large lists take a while to read, and nobody has to wait for that.
         config = await asyncio.to_thread(self._reread)
         files = await asyncio.to_thread(read_files, config)
+        token = await asyncio.to_thread(read_token, config)
         warnings = await self._judgement.exemptions.reload(config.allow, config.trap)
         change(self._services, config, files, self._workers)
+        self._access.change_token(token)
         rules = config.greylist.rules
         self._judgement.gate.rules = rules
         self._judgement.gate.trap_block = config.trap.block

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config, ConfigError
 from greylist_proxy.config_sections import BackendSection
-from greylist_proxy.config_values import FileAddress
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
@@ -25,6 +23,7 @@ from greylist_proxy.smtp.settings import SessionSettings
 from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.tls import Tls, TlsError
+from greylist_proxy.systemd import own_folder
 from greylist_proxy.tasks import Tasks
 
 PROMISES = "backends.json"  # what the backends were last heard to offer
@@ -155,8 +154,5 @@ def _share_of_a_client(backend: BackendSection, workers: int) -> int:
 
 def promises_file(config: Config) -> Path | None:
     """Return where the backends' offers are kept: in systemd's folder for us, else beside the SQLite file."""
-    folder = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    if folder:
-        return Path(folder) / PROMISES
-    url = config.store.url
-    return url.path.parent / PROMISES if isinstance(url, FileAddress) else None
+    folder = own_folder("STATE_DIRECTORY", config.store.url)
+    return folder / PROMISES if folder else None

@@ -1,12 +1,76 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Tell systemd how we are: sd_notify(3), which is one datagram to the socket that NOTIFY_SOCKET names."""
+"""What systemd and we tell each other.
+
+It gives sockets that listen already (sd_listen_fds(3)), known apart by their FileDescriptorName, and folders. We say
+how we are: sd_notify(3), which is one datagram to the socket that NOTIFY_SOCKET names.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from greylist_proxy.config_values import FileAddress, StoreAddress
+from greylist_proxy.smtp.listener import ListenError
+
+FIRST_DESCRIPTOR = 3  # sd_listen_fds(3)
+MOST_DESCRIPTORS = 1000
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The sockets that systemd has opened, by FileDescriptorName: `admin`, `control`, and with any other name SMTP."""
+
+    smtp: list[socket.socket] = field(default_factory=list)
+    admin: list[socket.socket] = field(default_factory=list)
+    control: list[socket.socket] = field(default_factory=list)
+
+
+def given_sockets() -> Given:
+    """Take the sockets that systemd has opened for this process.
+
+    ListenError: one is not a listening socket of the kind that its name wants. systemd's variables are forgotten,
+    children must not take them.
+    """
+    number, process = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    given = Given()
+    if not number or process != str(os.getpid()):
+        return given
+    if not (number.isascii() and number.isdecimal() and int(number) <= MOST_DESCRIPTORS):
+        raise ListenError("LISTEN_FDS: not a number of sockets")
+    for index in range(int(number)):
+        name = names[index] if index < len(names) else ""
+        taken = _take(FIRST_DESCRIPTOR + index, (socket.AF_UNIX,) if name == "control" else INTERNET)
+        {"admin": given.admin, "control": given.control}.get(name, given.smtp).append(taken)
+    return given
+
+
+def _take(descriptor: int, families: tuple[socket.AddressFamily, ...]) -> socket.socket:
+    try:
+        os.set_inheritable(descriptor, False)
+        listener = socket.socket(fileno=descriptor)
+        is_right = listener.family in families and listener.type == socket.SOCK_STREAM
+        if not (is_right and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+            kind = "Unix" if socket.AF_UNIX in families else "TCP"
+            raise ListenError(f"descriptor {descriptor} from systemd: not a listening {kind} socket")
+        listener.setblocking(False)
+    except OSError as error:
+        raise ListenError(f"descriptor {descriptor} from systemd: {error.strerror}") from error
+    return listener
+
+
+def own_folder(variable: str, store: StoreAddress) -> Path | None:
+    """Return where our own files go: the folder of STATE_DIRECTORY or the like, else the SQLite file's, or None."""
+    folder = os.environ.get(variable, "").partition(":")[0]
+    if folder:
+        return Path(folder)
+    return store.path.parent if isinstance(store, FileAddress) else None
 
 
 def notify(state: str) -> None:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Several processes on the same listening sockets, and the one that looks after them.
 
-The parent opens the sockets, forks the workers, and does nothing else but pass signals on and start again what has
+The parent has the sockets, forks the workers, and does nothing else but pass signals on and start again what has
 died. It has neither an event loop nor a thread, as neither survives a fork. The first worker goes ahead: what it can't
 start with, such as a list that can't be read, none of them could, and then the program ends with its status.
 
@@ -19,11 +19,10 @@ import gc
 import os
 import select
 import signal
-import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from greylist_proxy.log import Log
@@ -79,27 +78,27 @@ class Supervisor:
     """The parent. `work` is run in each worker, and returns when that is to end.
 
     `on_ready` is called when all are ready for the first time, `on_death` with the number of each that has died,
-    `on_reload` when they are to read the configuration again.
+    `on_reload` when they are to read the configuration again, `on_stop` when they are to end: it closes the sockets.
     """
 
     def __init__(
         self,
         count: int,
         work: Callable[[Parent], int],
-        sockets: Sequence[socket.socket],
         log: Log,
         *,
         on_ready: Callable[[], None],
         on_death: Callable[[int], None],
         on_reload: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> None:
         self._workers = [_Worker(number) for number in range(count)]
         self._work = work
-        self._sockets = sockets
         self._log = log
         self._on_ready = on_ready
         self._on_death = on_death
         self._on_reload = on_reload
+        self._on_stop = on_stop
         self._awaited = {worker.number for worker in self._workers}  # who has not said that it is ready
         self._was_ready = False
         self._stopping_since: float | None = None
@@ -234,9 +233,7 @@ class Supervisor:
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
             notify("STOPPING=1")
-            # Who knocks now is to hear at once that nobody is here.
-            for listener in self._sockets:
-                listener.close()
+            self._on_stop()
         self._pass_on(number)
 
     def _pass_on(self, number: signal.Signals) -> None:

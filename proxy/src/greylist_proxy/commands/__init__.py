@@ -6,8 +6,9 @@ A module has one command: `add_parser` describes it, and each of its actions is 
 configuration, the opened store and the options, and returns an exit status. `on_store` makes of such a coroutine
 what `cli.main` calls.
 
-The store is opened directly, whether or not a server runs on it: each call of a store is atomic between processes,
-and a server hears of a changed entry within a second. What asks only to look never makes a store: a misspelt path would
+The store is opened directly, whether or not a server runs on it: each call of a store is atomic between processes. Only
+entries are a server's business where one runs (`running.py`), and it hears within a second of those that are changed
+without it. What asks only to look never makes a store: a misspelt path would
 be answered with "nothing there", and the file would belong to whoever asked, not to the server's user.
 """
 
@@ -20,13 +21,16 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from greylist_proxy.commands.output import complain
+from greylist_proxy.commands.running import find_server
 from greylist_proxy.config import Config, ConfigError
 from greylist_proxy.config_values import FileAddress
+from greylist_proxy.lists.operator import Keeper
 from greylist_proxy.log import Log
 from greylist_proxy.store import Store, StoreError
 from greylist_proxy.store.factory import make_store
@@ -35,6 +39,7 @@ DONE, NO, WRONG = 0, 1, 2
 INTERRUPTED = 130  # what a shell says of a program that SIGINT ended
 
 Action = Callable[[Config, Store, argparse.Namespace], Awaitable[int]]
+EntryAction = Callable[[Config, Keeper, argparse.Namespace], Awaitable[int]]
 Run = Callable[[Config, argparse.Namespace], int]
 
 
@@ -58,12 +63,31 @@ def on_store(action: Action, *, missing: Missing = Missing.REFUSE) -> Run:
     enough: that is no failure.
     """
 
+    return _reporting(lambda config, options: _with_store(action, config, options, missing))
+
+
+def on_entries(action: EntryAction, *, missing: Missing = Missing.REFUSE) -> Run:
+    """Return a function that does the same, but has a server that runs with this configuration do it, if there is one.
+
+    So an entry counts at once, and those who may use the control socket need no access to the store.
+    """
+
+    async def run(config: Config, options: argparse.Namespace) -> int:
+        server = await find_server(config)
+        if server is not None:
+            return await action(config, server, options)
+        return await _with_store(action, config, options, missing)
+
+    return _reporting(run)
+
+
+def _reporting(work: Callable[[Config, argparse.Namespace], Coroutine[Any, Any, int]]) -> Run:
     def run(config: Config, options: argparse.Namespace) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A terminal that knows no UTF-8 gets escapes instead of a traceback.
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            status = asyncio.run(_run(action, config, options, missing))
+            status = asyncio.run(work(config, options))
             sys.stdout.flush()
         except WrongUsage as error:
             complain(str(error))
@@ -90,7 +114,7 @@ def on_store(action: Action, *, missing: Missing = Missing.REFUSE) -> Run:
     return run
 
 
-async def _run(action: Action, config: Config, options: argparse.Namespace, missing: Missing) -> int:
+async def _with_store(action: Action, config: Config, options: argparse.Namespace, missing: Missing) -> int:
     with contextlib.ExitStack() as stack:
         section = config.store
         if isinstance(section.url, FileAddress) and missing is not Missing.CREATE and not _exists(section.url):

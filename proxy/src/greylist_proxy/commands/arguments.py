@@ -9,9 +9,7 @@ Text that the configuration has a say in (a client is looked for by its network)
 from __future__ import annotations
 
 import argparse
-import datetime
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -19,8 +17,8 @@ from typing import TypeAlias
 from greylist_proxy.client import identify
 from greylist_proxy.commands import Run, WrongUsage
 from greylist_proxy.config_sections import GreylistSection
-from greylist_proxy.config_values import parse_duration
 from greylist_proxy.lists.entries import EntryError, Network, canonical, client, network
+from greylist_proxy.moments import WHEN, moment, to_come
 from greylist_proxy.normalise import address_key, recipient_key
 from greylist_proxy.smtp.address import is_domain
 from greylist_proxy.store import Kind
@@ -28,8 +26,6 @@ from greylist_proxy.store import Kind
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # generic for type checkers only
 
 MAX_LIMIT = 10_000_000  # rows; they are held in memory to be sorted
-MAX_AHEAD = 100 * 366 * 86400.0  # seconds; an entry that is to last longer does not expire
-WHEN = "a duration (90s, 12h, 2d) or a time (2024-05-17, 2024-05-17T08:30, 2024-05-17T06:30Z)"
 
 
 def add_command(commands: Commands, name: str, sentence: str, run: Run, *examples: str) -> argparse.ArgumentParser:
@@ -98,29 +94,19 @@ def count(text: str) -> int:
 
 def since(text: str) -> float:
     """Read a time in the past: so long ago, or a time."""
-    return _moment(text, -1)
+    return _read(text, lambda text: moment(text, -1))
 
 
 def expiry(text: str) -> float:
     """Read a time to come: in so long a time, or a time."""
-    moment = _moment(text, 1)
-    if moment <= time.time():
-        raise argparse.ArgumentTypeError(f"{text!r} has passed already")
-    if moment > time.time() + MAX_AHEAD:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than 100 years ahead; without it an entry does not expire")
-    return moment
+    return _read(text, to_come)
 
 
-def _moment(text: str, direction: int) -> float:
+def _read(text: str, read: Callable[[str], float]) -> float:
     try:
-        return time.time() + direction * parse_duration(text)
-    except ValueError:
-        pass
-    try:
-        # A time without a zone is a local one.
-        return datetime.datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is {WHEN}") from None
+        return read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def triplet_client(text: str, settings: GreylistSection) -> str:

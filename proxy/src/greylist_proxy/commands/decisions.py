@@ -27,7 +27,6 @@ from greylist_proxy.commands.output import (
     TIME_WIDTH,
     Column,
     complain,
-    iso_time,
     local_time,
     remark,
     show_fields,
@@ -37,6 +36,7 @@ from greylist_proxy.commands.output import (
 )
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
+from greylist_proxy.moments import iso_time
 from greylist_proxy.policy import Reason, Verdict
 from greylist_proxy.store import Logged, Store, Wanted
 

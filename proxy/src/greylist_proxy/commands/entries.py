@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`entries`: who is allowed, blocked, or a spam trap, by rules made at run time.
 
-An entry is durable when the command ends, and a server counts it within a second. What the operator says wins over what
-was learned or what a spam trap did: adding replaces, and nobody but an operator replaces that.
+An entry is durable when the command ends. Where a server runs with this configuration, it is asked through its control
+socket, and the entry counts at once; others that share the store count it within a second. What the operator says wins
+over what was learned or what a spam trap did: adding replaces, and nobody but an operator replaces that.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from __future__ import annotations
 import argparse
 import time
 
-from greylist_proxy.commands import DONE, NO, Missing, WrongUsage, on_store
-from greylist_proxy.commands.arguments import WHEN, Commands, add_command, add_group, expiry
+from greylist_proxy.commands import DONE, NO, Missing, WrongUsage, on_entries
+from greylist_proxy.commands.arguments import Commands, add_command, add_group, expiry
 from greylist_proxy.commands.output import (
     TIME_WIDTH,
     Column,
     complain,
-    iso_time,
     local_time,
     remark,
     show_json,
@@ -26,9 +26,9 @@ from greylist_proxy.commands.output import (
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
 from greylist_proxy.lists.entries import EntryError, canonical
-from greylist_proxy.store import Action, Entry, Kind, Source, Store
-
-MAX_NOTE = 500  # characters
+from greylist_proxy.lists.operator import MAX_NOTE, Keeper, as_json, find_entry
+from greylist_proxy.moments import WHEN
+from greylist_proxy.store import Action, Entry, Kind, Source
 
 KIND = "client, sender, recipient or trap"
 VALUE = (
@@ -59,7 +59,7 @@ def add_parser(commands: Commands) -> None:
         group,
         "list",
         "list entries by kind and value",
-        on_store(list_entries),
+        on_entries(list_entries),
         "entries list --action block",
         "entries list --source learned --json",
     )
@@ -72,7 +72,7 @@ def add_parser(commands: Commands) -> None:
         group,
         "add",
         "add an entry, or replace the one of that kind and value",
-        on_store(add_entry, missing=Missing.CREATE),
+        on_entries(add_entry, missing=Missing.CREATE),
         'entries add client 192.0.2.7 --expires 1h --note "waiting for their invoice"',
         "entries add sender partner.example",
         "entries add client 198.51.100.0/24 --action block",
@@ -87,7 +87,7 @@ def add_parser(commands: Commands) -> None:
         group,
         "remove",
         "remove an entry; exit status 1 where there is none",
-        on_store(remove_entry),
+        on_entries(remove_entry),
         "entries remove client 192.0.2.7",
     )
     _add_value(parser)
@@ -104,11 +104,11 @@ def _note(text: str) -> str:
     return text
 
 
-async def list_entries(config: Config, store: Store, options: argparse.Namespace) -> int:
+async def list_entries(config: Config, keeper: Keeper, options: argparse.Namespace) -> int:
     """List what the filters let through."""
     async with Working("listing entries") as work:
         found = []
-        async for entry in store.entries():
+        async for entry in keeper.entries():
             work.advance()
             if (
                 options.kind in (None, entry.kind)
@@ -120,7 +120,7 @@ async def list_entries(config: Config, store: Store, options: argparse.Namespace
     found.sort(key=lambda entry: (order.index(entry.kind), entry.value))
     if options.json:
         for entry in found:
-            show_json(_as_json(entry))
+            show_json(as_json(entry))
     elif found:
         show_table(COLUMNS, [_as_row(entry) for entry in found])
     else:
@@ -128,16 +128,16 @@ async def list_entries(config: Config, store: Store, options: argparse.Namespace
     return DONE
 
 
-async def add_entry(config: Config, store: Store, options: argparse.Namespace) -> int:
+async def add_entry(config: Config, keeper: Keeper, options: argparse.Namespace) -> int:
     """Add an entry, and say what it replaces."""
     kind = Kind(options.kind)
     value = _canonical(kind, options.value)
     if kind is Kind.TRAP and options.action is not None:
         raise WrongUsage("a trap has no action: it blocks the client that mails it for a while")
     action = Action.BLOCK if kind is Kind.TRAP else Action(options.action or Action.ALLOW)
-    before = await _find(store, kind, value)
+    before = await find_entry(keeper, kind, value)
     entry = Entry(kind, value, action, Source.OPERATOR, time.time(), options.expires, options.note)
-    if not await store.put_entry(entry):
+    if not await keeper.put_entry(entry):
         complain(f"{kind} {value}: the store keeps another entry of an operator")
         return NO
     until = f", until {local_time(entry.expires)}" if entry.expires is not None else ""
@@ -146,11 +146,11 @@ async def add_entry(config: Config, store: Store, options: argparse.Namespace) -
     return DONE
 
 
-async def remove_entry(config: Config, store: Store, options: argparse.Namespace) -> int:
+async def remove_entry(config: Config, keeper: Keeper, options: argparse.Namespace) -> int:
     """Remove an entry."""
     kind = Kind(options.kind)
     value = _canonical(kind, options.value)
-    if not await store.remove_entry(kind, value):
+    if not await keeper.remove_entry(kind, value):
         complain(f"there is no entry {kind} {value}")
         return NO
     print(f"{kind} {value} removed")
@@ -164,28 +164,9 @@ def _canonical(kind: Kind, value: str) -> str:
         raise WrongUsage(str(error)) from error
 
 
-async def _find(store: Store, kind: Kind, value: str) -> Entry | None:
-    async for entry in store.entries():
-        if (entry.kind, entry.value) == (kind, value):
-            return entry
-    return None
-
-
 def _does(entry: Entry) -> str:
     what = entry.action if entry.kind is not Kind.TRAP else "set"
     return f"{what} {entry.kind} {entry.value}"
-
-
-def _as_json(entry: Entry) -> dict[str, object]:
-    return {
-        "kind": str(entry.kind),
-        "value": entry.value,
-        "action": str(entry.action),
-        "source": str(entry.source),
-        "created": iso_time(entry.created),
-        "expires": iso_time(entry.expires),
-        "note": entry.note,
-    }
 
 
 def _as_row(entry: Entry) -> list[str]:

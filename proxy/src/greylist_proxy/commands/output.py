@@ -87,16 +87,6 @@ def local_time(seconds: float | None) -> str:
         return f"{seconds:g}"  # a clock that was wrong by thousands of years
 
 
-def iso_time(seconds: float | None) -> str | None:
-    """Return a time for programs: ISO 8601, UTC."""
-    if seconds is None:
-        return None
-    try:
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
-    except (OverflowError, ValueError, OSError):
-        return None
-
-
 def span(seconds: float) -> str:
     """Return a duration in its largest unit of which there are two at least: `90s`, `3h`, `35d`."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):

@@ -7,16 +7,18 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 
 from greylist_proxy.commands import DONE, on_store
 from greylist_proxy.commands.arguments import Commands, add_command
 from greylist_proxy.commands.comebacks import Comebacks, Result
-from greylist_proxy.commands.output import Column, iso_time, local_time, show_fields, show_json, show_table, span
+from greylist_proxy.commands.output import Column, local_time, show_fields, show_json, show_table, span
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
+from greylist_proxy.moments import iso_time
 from greylist_proxy.policy import Verdict
-from greylist_proxy.store import Counts, Kind, Logged, Store, Wanted
+from greylist_proxy.store import Counts, Entry, Kind, Logged, Store, Wanted
 
 DAY = 86400.0  # seconds
 MAX_READ = 1_000_000  # decisions; the newest ones, so that memory and time have a bound
@@ -75,11 +77,8 @@ async def run(config: Config, store: Store, options: argparse.Namespace) -> int:
     """Gather and show."""
     async with Working("counting what is remembered"):
         counts = await store.counts()
-    entries: Counter[str] = Counter()
     async with Working("counting entries") as work:
-        async for entry in store.entries():
-            entries[str(entry.kind) if entry.kind is Kind.TRAP else f"{entry.kind} {entry.action}"] += 1
-            work.advance()
+        entries = await count_entries(store.entries(), work.advance)
     day, comebacks, oldest = Day(), Comebacks(), None
     day_began = time.time() - DAY
     async with Working("reading decisions", min(counts.decisions, MAX_READ) or None) as work:
@@ -97,6 +96,15 @@ async def run(config: Config, store: Store, options: argparse.Namespace) -> int:
     else:
         _show(figures)
     return DONE
+
+
+async def count_entries(entries: AsyncIterator[Entry], advance: Callable[[], object] = lambda: None) -> Counter[str]:
+    """Count entries by kind, and for clients, senders and recipients by action: `client allow`."""
+    counted: Counter[str] = Counter()
+    async for entry in entries:
+        counted[str(entry.kind) if entry.kind is Kind.TRAP else f"{entry.kind} {entry.action}"] += 1
+        advance()
+    return counted
 
 
 def _as_json(figures: Figures) -> dict[str, object]:

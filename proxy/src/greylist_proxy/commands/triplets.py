@@ -34,7 +34,6 @@ from greylist_proxy.commands.output import (
     TIME_WIDTH,
     Column,
     complain,
-    iso_time,
     local_time,
     remark,
     show_fields,
@@ -44,6 +43,7 @@ from greylist_proxy.commands.output import (
 )
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
+from greylist_proxy.moments import iso_time
 from greylist_proxy.policy import Record, Rules, Triplet
 from greylist_proxy.store import Remembered, Store, Wanted
 

@@ -1,6 +1,6 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Listening sockets: made here, or taken from systemd. They are made before workers are forked, and shared by them.
+"""Listening sockets. They are made (or taken from systemd) before workers are forked, and shared by them.
 
 Out of file descriptors: uvloop accepts with a descriptor that it keeps in reserve and closes the connection at once, so
 nothing spins, and clients that see the end of the connection come again. It does not say so; `Descriptors` does.
@@ -17,7 +17,6 @@ from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
 
 BACKLOG = 1024  # connections that wait to be accepted; the kernel has its own upper limit
-FIRST_FROM_SYSTEMD = 3  # the first descriptor, sd_listen_fds(3)
 CHECK_EVERY = 1.0  # seconds
 
 
@@ -50,7 +49,8 @@ def _listen(endpoint: Endpoint, receive_buffer: int, backlog: int) -> socket.soc
         if family == socket.AF_INET6:
             # 0.0.0.0 is a listener of its own, and both are to work together.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        _prepare(listener, receive_buffer)
+        set_receive_buffer(listener, receive_buffer)
+        listener.setblocking(False)
         listener.bind((endpoint.host, endpoint.port))
         listener.listen(backlog)
     except OSError:
@@ -59,38 +59,17 @@ def _listen(endpoint: Endpoint, receive_buffer: int, backlog: int) -> socket.soc
     return listener
 
 
-def _prepare(listener: socket.socket, receive_buffer: int) -> None:
-    # Accepted connections inherit it. The kernel doubles the number, for its own bookkeeping.
+def address(listener: socket.socket) -> str:
+    """Return where a socket listens, as the configuration has it: an address with its port, or a path."""
+    name = listener.getsockname()
+    return name if isinstance(name, str) else str(Endpoint(*name[:2]))
+
+
+def set_receive_buffer(listener: socket.socket, receive_buffer: int) -> None:
+    """Have accepted connections inherit this buffer, in bytes; 0: as the system has it."""
+    # The kernel doubles the number, for its own bookkeeping.
     if receive_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    listener.setblocking(False)
-
-
-def systemd_sockets(receive_buffer: int) -> list[socket.socket]:
-    """Return the sockets that systemd has opened for this process, none if it has not.
-
-    ListenError: what it gave is no listening TCP socket. Its variables are forgotten, children must not take them.
-    """
-    number, process = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
-    os.environ.pop("LISTEN_FDNAMES", None)
-    if not number or process != str(os.getpid()):
-        return []
-    if not (number.isascii() and number.isdecimal() and int(number) <= 1000):
-        raise ListenError("LISTEN_FDS: not a number of sockets")
-    sockets = []
-    for descriptor in range(FIRST_FROM_SYSTEMD, FIRST_FROM_SYSTEMD + int(number)):
-        try:
-            os.set_inheritable(descriptor, False)
-            listener = socket.socket(fileno=descriptor)
-            is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type == socket.SOCK_STREAM
-            listens = is_tcp and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if not listens:
-                raise ListenError(f"descriptor {descriptor} from systemd: not a listening TCP socket")
-            _prepare(listener, receive_buffer)
-        except OSError as error:
-            raise ListenError(f"descriptor {descriptor} from systemd: {error.strerror}") from error
-        sockets.append(listener)
-    return sockets
 
 
 async def serve_on(
