@@ -92,7 +92,7 @@ class Rig:
         client: Introduction = CLIENT,
         sender: str = "a@far.test",
     ) -> Relay:
-        return Relay(self.backends, self.log, self.tasks, "ID", Path(sender), parameters, client, promised, self.flow)
+        return Relay(self.backends, self.tasks, "ID", Path(sender), parameters, client, promised, self.flow)
 
     async def play(
         self,

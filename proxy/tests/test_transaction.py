@@ -96,7 +96,6 @@ class ScriptedRelay:
     def __init__(
         self,
         backends: Behind,
-        log: Log,
         tasks: Tasks,
         ident: str,
         sender: Path,

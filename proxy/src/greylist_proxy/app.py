@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -30,7 +31,10 @@ from greylist_proxy.config import Config, ConfigError, advice
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log, LogHandler
 from greylist_proxy.log_writer import LineWriter, Sparing
+from greylist_proxy.metrics.counts import Counts
+from greylist_proxy.metrics.table import ERRORS, LOG_LINES_LOST, WORKER_ENDS, Cells, Counter, Phase
 from greylist_proxy.news import News
+from greylist_proxy.pulse import Pulse
 from greylist_proxy.reload import Reloader, for_now
 from greylist_proxy.services import services_of
 from greylist_proxy.smtp.limits import Connections
@@ -41,6 +45,7 @@ from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.store.factory import make_store
 from greylist_proxy.systemd import Given, given_sockets, notify
 from greylist_proxy.tasks import Tasks
+from greylist_proxy.watchdog import Watchdog
 from greylist_proxy.workers import STOP_PATIENCE, Parent, Supervisor, processors
 
 if TYPE_CHECKING:
@@ -61,8 +66,25 @@ class Place:
     connections: Connections
     admin: AdminSockets
     news: News
+    counts: Counts
+    watchdog: Watchdog
     workers: int = 1
     parent: Parent | None = None
+
+    @property
+    def number(self) -> int:
+        """Which of the workers it is."""
+        return self.parent.number if self.parent else 0
+
+    @property
+    def signal(self) -> Callable[[], None]:
+        """What its event loop calls as a sign of life; of several, the parent looks at their rows."""
+        return self.watchdog.alive if self.parent is None else lambda: None
+
+    @property
+    def cells(self) -> Cells:
+        """Where it counts."""
+        return self.counts.counting[self.number]
 
 
 def run(config: Config, reread: Callable[[], Config]) -> int:
@@ -84,6 +106,8 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
     workers = smtp.workers or processors()
     connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)
     news = News(workers)
+    counts = Counts(workers)
+    watchdog = Watchdog(counts)
 
     def listen() -> Sequence[socket.socket]:
         for listener in given.smtp:
@@ -91,7 +115,7 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
         return given.smtp or make_sockets(smtp.listen, smtp.receive_buffer)
 
     if workers == 1:
-        _serve_in_a_loop(config, reread, Place(listen, connections, admin, news), warnings)
+        _serve_in_a_loop(config, reread, Place(listen, connections, admin, news, counts, watchdog), warnings)
         return DONE
     sockets = listen()
     log = Log(lines=Sparing(STDERR))
@@ -116,7 +140,8 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
             admin.close()
             own = AdminSockets()
         try:
-            _serve_in_a_loop(current, reread, Place(lambda: sockets, connections, own, news, workers, parent), [])
+            place = Place(lambda: sockets, connections, own, news, counts, watchdog, workers, parent)
+            _serve_in_a_loop(current, reread, place, [])
         except ConfigError as error:
             for line in error.lines:
                 complain(line)
@@ -129,6 +154,8 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
     def bury(number: int) -> None:
         connections.clear(number)
         news.gone(number)
+        counts.clear(number)
+        counts.counting[number][WORKER_ENDS.cell] += 1
 
     def stop_listening() -> None:
         # Who knocks now is to hear at once that nobody is here.
@@ -137,13 +164,24 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
         admin.close()
         admin.remove()
 
-    return Supervisor(workers, work, log, on_ready=ready, on_death=bury, on_reload=follow, on_stop=stop_listening).run()
+    return Supervisor(
+        workers, work, log, watchdog, on_ready=ready, on_death=bury, on_reload=follow, on_stop=stop_listening
+    ).run()
 
 
 def _serve_in_a_loop(config: Config, reread: Callable[[], Config], place: Place, warnings: list[str]) -> None:
-    constant = {"worker": place.parent.number} if place.parent else {}
-    writer = LineWriter(STDERR, lambda count: log.line("log", {"state": "lost", "lines": count}))
-    log = Log(lines=writer, constant=constant)
+    constant = {"worker": place.number} if place.parent else {}
+    cells = place.cells
+
+    def count(counter: Counter, number: int = 1) -> None:
+        cells[counter.cell] += number
+
+    writer = LineWriter(
+        STDERR,
+        lambda lines: log.line("log", {"state": "lost", "lines": lines}),
+        on_lost=partial(count, LOG_LINES_LOST),
+    )
+    log = Log(lines=writer, constant=constant, on_error=partial(count, ERRORS))
     try:
         for sentence in warnings:
             log.event("warning", message=sentence)
@@ -167,10 +205,12 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     tasks = Tasks(log)
     store = make_store(config.store, config.greylist.rules, log)
     try:
-        judgement = assemble(config, store, log, tasks)
+        judgement = assemble(config, store, log, tasks, place.cells)
     except ListError as error:
         raise ConfigError(error.lines) from error
-    services = services_of(config, judgement, log, tasks, place.connections, place.workers)
+    services = services_of(config, judgement, log, tasks, place.connections, place.workers, place.cells)
+    pulse = Pulse(place.counts, place.number, services, place.signal, place.watchdog.every)
+    beating = asyncio.create_task(pulse.keep_beating())
     access = Access(read_token(config), [config.smtp.hostname], is_local=place.admin.are_local)
     reloader = Reloader(config, reread, services, judgement, store, log, access, place.workers)
     loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
@@ -189,19 +229,19 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     ]
     await _first_probe(services.backends)
     watch = Watch()
-    worker = place.parent.number if place.parent else 0
-    state = State(config, services, judgement, store, watch, log, access, place.news, place.workers, worker)
+    state = State(config, services, judgement, store, watch, log, access, place.news, place.workers, place.number)
     admin = _admin_server(state, place.admin)
     servers = await serve_on(sockets, lambda: Session(services, watch))
     if admin:
         await admin.start()
-    if worker == 0:
+    if place.number == 0:
         # All processes read the same files: one of them says what is wrong there.
         for sentence in judgement.exemptions.warnings:
             log.event("warning", message=sentence)
     if place.parent is None:
         log.event("listening", addresses=[address(listener) for listener in sockets], admin=place.admin.addresses)
     state.is_ready = True
+    pulse.enter(Phase.SERVING)
     tell("READY=1")
 
     await stopped.wait()
@@ -210,6 +250,7 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
         loop.remove_reader(place.parent.life)
     log.event("stopping", sessions=len(watch))
     state.is_stopping = True
+    pulse.enter(Phase.STOPPING)
     tell("STOPPING=1")
     for server in servers:
         server.close()
@@ -224,6 +265,7 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
         await admin.close()
     await services.backends.close()
     await judgement.close()
+    beating.cancel()
     log.event("stopped", dropped=dropped)
 
 

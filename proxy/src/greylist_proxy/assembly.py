@@ -11,6 +11,7 @@ from greylist_proxy.config import Config
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
+from greylist_proxy.metrics.table import Cells
 from greylist_proxy.resolver import Resolver
 from greylist_proxy.spf import SpfChecker
 from greylist_proxy.store import Store
@@ -32,8 +33,8 @@ class Judgement:
         await self.resolver.close()
 
 
-def assemble(config: Config, store: Store, log: Log, tasks: Tasks) -> Judgement:
-    """Build the parts. ListError: a list can't be read."""
+def assemble(config: Config, store: Store, log: Log, tasks: Tasks, cells: Cells | None = None) -> Judgement:
+    """Build the parts; `cells` is where is counted what they do. ListError: a list can't be read."""
     dns = config.dns
     resolver = Resolver(dns.servers, dns.timeout, dns.max_in_flight, dns.cache_size)
     exemptions = Exemptions(config.allow, config.trap, resolver)
@@ -45,6 +46,7 @@ def assemble(config: Config, store: Store, log: Log, tasks: Tasks) -> Judgement:
         log,
         tasks,
         trap_block=config.trap.block,
+        cells=cells,
     )
     identifier = Identifier(resolver, SpfChecker(resolver, dns.timeout), config.greylist.client_key, dns.timeout, log)
     return Judgement(resolver, identifier, exemptions, gate)

@@ -19,6 +19,8 @@ from greylist_proxy import policy
 from greylist_proxy.client import Origin
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.log import DEL, ESCAPED_DEL, Log, quoted
+from greylist_proxy.metrics.counts import blank
+from greylist_proxy.metrics.table import CAME_BACK, DECISIONS, OBSERVED, STORE_FAILURES, Cells
 from greylist_proxy.normalise import address_key, recipient_key
 from greylist_proxy.patience import in_a_task, within
 from greylist_proxy.policy import Decision, Found, Identity, Mode, Reason, Rules, Verdict
@@ -33,11 +35,12 @@ EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
 EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
 DELIVERY_PATIENCE = 1.0  # seconds that a client's 250 waits for the store
 BECOMING = policy.PASSED - {Reason.KNOWN}  # what a delivery makes known for the first time
+DECISION_CELLS = DECISIONS.cells
 STORE_PATIENCE = 35.0  # seconds; a store bounds its calls by itself (store.timeout), this is for one that does not
 
 
 class Gate:
-    """Decides, remembers deliveries, and keeps the store small."""
+    """Decides, remembers deliveries, and keeps the store small. `cells` is where it counts."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Gate:
         *,
         trap_block: float = 3600.0,
         clock: Callable[[], float] = time.time,
+        cells: Cells | None = None,
     ) -> None:
         self.rules = rules
         self.trap_block = trap_block
@@ -59,6 +63,7 @@ class Gate:
         self._log = log
         self._tasks = tasks
         self._clock = clock
+        self._cells = blank() if cells is None else cells
         self._failing = False
         self._next_try = 0.0
         self._followed: str | None = None  # the position in what happened to the entries
@@ -80,7 +85,10 @@ class Gate:
         sighting = self._observe_now(identities, address_key(origin.sender), recipient_key(recipient))
         if sighting is None:
             return None
-        return policy.judge([*zip(identities, sighting.found, strict=True)], sighting.now, self.rules)
+        decision = policy.judge([*zip(identities, sighting.found, strict=True)], sighting.now, self.rules)
+        if decision.reason is Reason.RETRIED:
+            self._came_back(decision, identities, sighting)
+        return decision
 
     def _observe_now(self, identities: Sequence[Identity], sender: str, recipient: str) -> Sighting | None:
         if self._failing:
@@ -118,6 +126,8 @@ class Gate:
             return decision
         if listed is not None:
             return listed
+        if record and decision.reason is Reason.RETRIED:
+            self._came_back(decision, identities, sighting)
         if await self._is_trapped(origin, recipient, decision, sighting.found):
             return await self._trap(origin, recipient, record=record)
         if record and self.rules.mode is Mode.OBSERVE and decision.reason is Reason.RETRIED:
@@ -173,6 +183,7 @@ class Gate:
             decision.would,
         )
         self._store.note(logged)
+        self._cells[DECISION_CELLS[decision.verdict, decision.reason]] += 1
         # Not from a dictionary: that took longer than the judgement. An Enum's `value` costs as much as all the rest.
         inside = (
             f'"verdict": "{decision.verdict}", "reason": "{decision.reason}", '
@@ -185,10 +196,17 @@ class Gate:
         if decision.rule:
             inside += f', "rule": {quoted(decision.rule)}'
         if decision.would:
+            self._cells[OBSERVED.cells[decision.would,]] += 1
             inside += f', "would": "{decision.would.value}"'
         if is_early:
             inside += ', "early": true'
         self._log.record("decision", inside.replace(DEL, ESCAPED_DEL))
+
+    def _came_back(self, decision: Decision, identities: Sequence[Identity], sighting: Sighting) -> None:
+        """Count how long somebody took who had been deferred."""
+        for identity, facts in zip(identities, sighting.found, strict=True):
+            if identity.key == decision.key and facts.record is not None:
+                CAME_BACK.observe(self._cells, max(sighting.now - facts.record.first_seen, 0.0))
 
     async def delivered(self, origin: Origin, accepted: Sequence[tuple[str, Decision]]) -> None:
         """Note the backend's final 250 for these recipients. Never raises.
@@ -278,6 +296,7 @@ class Gate:
             answer = await within(question(*arguments, **named), deadline)
         except Exception as error:  # noqa: BLE001 - whatever it is, mail goes on
             self._next_try = time.monotonic() + RETRY_EVERY
+            self._cells[STORE_FAILURES.cell] += 1
             if not self._failing:
                 self._failing = True
                 text = str(error) or f"no answer within {STORE_PATIENCE:g} seconds"

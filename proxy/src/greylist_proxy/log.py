@@ -172,7 +172,8 @@ def _subject(fields: Mapping[str, Any]) -> object:
 class Log:
     """Writes events, each with `constant` fields, into a stream at once (stderr, by default) or into `lines`.
 
-    `wall` tells the time in seconds since 1970, `clock` seconds of which only differences count.
+    `wall` tells the time in seconds since 1970, `clock` seconds of which only differences count. `on_error` is called
+    for each unexpected error.
     """
 
     def __init__(
@@ -183,17 +184,21 @@ class Log:
         constant: Mapping[str, object] | None = None,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        on_error: Callable[[], None] = lambda: None,
     ) -> None:
         self._put = (lines or Stream(stream if stream is not None else sys.stderr)).put
         self._end = f", {members(constant)}}}" if constant else "}"
         self._wall = wall
         self._clock = clock
+        self._on_error = on_error
         self._repeats = Repeats()
         self._stamp = (-1, "")  # a second since 1970, and how its lines begin
 
     def event(self, event: str, **fields: Any) -> None:
         """Write one line, or count it where there were too many of its kind. What JSON does not know becomes text."""
         if event not in ALWAYS:
+            if event == "error":
+                self._on_error()
             self.sum_up()
             if not self._repeats.count(event, fields, self._clock()):
                 return

@@ -25,15 +25,22 @@ CLOSE_PATIENCE = 2.0  # seconds that a stuck reader may keep us from ending
 
 
 class LineWriter:
-    """Writes from a thread. `lost` makes a line that says how many were lost.
+    """Writes from a thread. `lost` makes a line that says how many were lost; `on_lost` is told of each as it happens.
 
     Not to be started before a fork: threads do not survive it.
     """
 
-    def __init__(self, descriptor: int, lost: Callable[[int], str], max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        lost: Callable[[int], str],
+        max_waiting: int = MAX_WAITING,
+        on_lost: Callable[[int], None] = lambda count: None,
+    ) -> None:
         self._descriptor = descriptor
         self._lost_line = lost
         self._max_waiting = max_waiting
+        self._on_lost = on_lost  # with the lock held: two threads lose lines
         self._lock = threading.Lock()
         self._lines: list[str] = []
         self._size = 0
@@ -51,6 +58,7 @@ class LineWriter:
             is_first = not self._lines  # else the thread has been woken up
             if self._size + len(line) >= self._max_waiting:
                 self._lost += 1
+                self._on_lost(1)
             else:
                 self._lines.append(line)
                 self._size += len(line) + 1
@@ -84,9 +92,11 @@ class LineWriter:
             lost, self._lost = self._lost, 0
         if lost and self._write(_joined([self._lost_line(lost)])):
             lost = 0
-        lost += sum(number for number, piece in pieces(lines) if not self._write(piece))
+        unwritten = sum(number for number, piece in pieces(lines) if not self._write(piece))
         with self._lock:
-            self._lost += lost
+            if unwritten:
+                self._on_lost(unwritten)
+            self._lost += lost + unwritten
             # Only now: what is being written takes memory too.
             self._size = sum(len(line) + 1 for line in self._lines)
 

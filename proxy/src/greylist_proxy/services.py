@@ -12,6 +12,8 @@ from greylist_proxy.config import Config, ConfigError
 from greylist_proxy.config_sections import BackendSection
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
+from greylist_proxy.metrics.counts import blank
+from greylist_proxy.metrics.table import Cells
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
 from greylist_proxy.smtp.events import Limits, Offers
 from greylist_proxy.smtp.host import BackendSettings
@@ -60,12 +62,17 @@ def services_of(
     tasks: Tasks,
     connections: Connections | None = None,
     workers: int = 1,
+    cells: Cells | None = None,
 ) -> Services:
-    """Return what the sessions of one of so many processes share. ConfigError: a file can't be used."""
+    """Return what the sessions of one of so many processes share. ConfigError: a file can't be used.
+
+    `cells` is where they count.
+    """
+    cells = blank() if cells is None else cells
     smtp = config.smtp
     files = read_files(config)
     promises = Promises(promises_file(config))
-    backends = Backends(_backend_settings(config, workers), smtp.hostname, promises, log, tasks)
+    backends = Backends(_backend_settings(config, workers), smtp.hostname, promises, log, tasks, cells)
     offers = Offers(smtp.hostname, smtp.max_message_size, backends.offered, files.tls.context is not None)
     services = Services(
         hostname=smtp.hostname,
@@ -82,6 +89,7 @@ def services_of(
         offers=offers,
         connections=connections or Connections(smtp.max_connections, smtp.max_connections_per_client),
         tls=files.tls,
+        cells=cells,
     )
 
     def offer() -> None:

@@ -3,7 +3,8 @@
 """What systemd and we tell each other.
 
 It gives sockets that listen already (sd_listen_fds(3)), known apart by their FileDescriptorName, and folders. We say
-how we are: sd_notify(3), which is one datagram to the socket that NOTIFY_SOCKET names.
+how we are: sd_notify(3), which is one datagram to the socket that NOTIFY_SOCKET names. Its watchdog
+(sd_watchdog_enabled(3)) ends a program that has not said for a while that it lives.
 """
 
 from __future__ import annotations
@@ -83,3 +84,11 @@ def notify(state: str) -> None:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.send(state.encode())
+
+
+def watchdog_seconds() -> float | None:
+    """Return how often systemd wants to hear `WATCHDOG=1` of this process at least; None: it does not watch."""
+    process, microseconds = os.environ.get("WATCHDOG_PID", ""), os.environ.get("WATCHDOG_USEC", "")
+    if process not in ("", str(os.getpid())) or not (microseconds.isascii() and microseconds.isdecimal()):
+        return None
+    return int(microseconds) / 1e6 or None

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from greylist_proxy.log import Log
 from greylist_proxy.systemd import notify
+from greylist_proxy.watchdog import Watchdog
 
 STOP_PATIENCE = 630.0  # seconds; a backend may take ten minutes over the end of data (RFC 5321 section 4.5.3.2.6)
 KILL_AFTER = STOP_PATIENCE + 10  # seconds from SIGTERM on, for a worker that does not end by itself
@@ -86,6 +87,7 @@ class Supervisor:
         count: int,
         work: Callable[[Parent], int],
         log: Log,
+        watchdog: Watchdog,
         *,
         on_ready: Callable[[], None],
         on_death: Callable[[int], None],
@@ -95,6 +97,7 @@ class Supervisor:
         self._workers = [_Worker(number) for number in range(count)]
         self._work = work
         self._log = log
+        self._watchdog = watchdog
         self._on_ready = on_ready
         self._on_death = on_death
         self._on_reload = on_reload
@@ -128,6 +131,7 @@ class Supervisor:
                     self._listen_to(ears[descriptor])
             self._bury()
             self._start_again()
+            self._watchdog.look()
         return self._status
 
     def _running(self) -> list[_Worker]:
@@ -241,7 +245,12 @@ class Supervisor:
             os.kill(worker.pid, number)
 
     def _seconds(self) -> float | None:
-        """How long to wait for something to happen; a worker that does not end is killed here."""
+        """How long to wait for something to happen."""
+        bounds = (self._until_due(), self._watchdog.every)
+        return min((seconds for seconds in bounds if seconds is not None), default=None)
+
+    def _until_due(self) -> float | None:
+        """How long until something is to be done; a worker that does not end is killed here."""
         now = time.monotonic()
         if self._stopping_since is not None:
             left = self._stopping_since + KILL_AFTER - now

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any, ClassVar
 
 from greylist_proxy.errand import Errand
+from greylist_proxy.metrics.table import EARLY_TALKERS
 from greylist_proxy.policy import Mode
 from greylist_proxy.smtp.edge import BACKEND, CLIENT, HELD, OWED, UPGRADE, Edge
 from greylist_proxy.smtp.events import Event
@@ -117,6 +118,7 @@ class Conversation(Edge):
         if not self._early:
             self._early = True
             self._slow = self._services.gate.rules.mode is not Mode.OBSERVE
+            self._services.cells[EARLY_TALKERS.cell] += 1
             self._services.log.event("early-talker", client=self.host)
         self._hold_back(HELD)
 

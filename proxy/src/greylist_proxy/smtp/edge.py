@@ -17,6 +17,7 @@ from typing import cast
 from aiosmtpd.smtp import SMTP
 
 from greylist_proxy.client import identify
+from greylist_proxy.metrics.table import CONNECTIONS, CONNECTIONS_REFUSED, PROXY_HEADERS_REFUSED
 from greylist_proxy.smtp.limits import Full, client_key
 from greylist_proxy.smtp.proxy_header import HeaderError, HeaderReader, Named, Unnamed
 from greylist_proxy.smtp.replies import own_reply
@@ -25,6 +26,7 @@ from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.smtp.transaction import Visitor
 
 TOO_MANY = own_reply(421, "4.7.0", "Too many connections, try again later").wire()
+ACCEPTED = CONNECTIONS.cell
 
 # Reasons not to read.
 BACKEND = 1  # it does not take the message as fast as it comes
@@ -135,6 +137,7 @@ class Edge(SMTP):
         now = watch.now()
         self.deadline = self._until = now + services.settings.session_timeout
         watch.add(self)
+        services.cells[ACCEPTED] += 1
         full = services.connections.enter()
         try:
             peer = stream.get_extra_info("peername")
@@ -170,6 +173,7 @@ class Edge(SMTP):
         self._arrived()
 
     def _turn_away(self, host: str, full: Full) -> None:
+        self._services.cells[CONNECTIONS_REFUSED.cells[full,]] += 1
         self._services.log.event("connection-refused", client=host, limit=full)
         self._write(TOO_MANY)
         self._close()
@@ -193,6 +197,7 @@ class Edge(SMTP):
             self._take(header.rest)
 
     def _refuse_header(self, why: str) -> None:
+        self._services.cells[PROXY_HEADERS_REFUSED.cell] += 1
         self._services.log.event("proxy-header", client=self.host, error=why)
         self.abort()
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
+from greylist_proxy.metrics.counts import blank
+from greylist_proxy.metrics.table import BackendState, Cells, relayed_cell
 from greylist_proxy.smtp import envelope
 from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import BUSY, TROUBLE, UNREACHABLE, BackendError, Connection, for_client
@@ -47,16 +49,25 @@ class Begun(NamedTuple):
 
 
 class Backends:
-    """The hosts, and what is known about them.
+    """The hosts, and what is known about them; `cells` is where they count.
 
     OSError: the CA file can't be read.
     """
 
-    def __init__(self, settings: BackendSettings, hostname: str, promises: Promises, log: Log, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        settings: BackendSettings,
+        hostname: str,
+        promises: Promises,
+        log: Log,
+        tasks: Tasks,
+        cells: Cells | None = None,
+    ) -> None:
         self._hostname = hostname
         self._promises = promises
         self._log = log
         self._tasks = tasks
+        self.cells = blank() if cells is None else cells
         self._known: dict[Endpoint, Host] = {}  # also those of earlier settings, whose connections may be in use
         self._hosts: list[Host] = []
         self._is_saving = False
@@ -93,10 +104,15 @@ class Backends:
         """What a client may be promised; None while nothing is known of any host."""
         return self.settings.capabilities or self._promises.common(map(str, self.settings.hosts))
 
+    def states(self) -> list[BackendState]:
+        """Return how each host is, in their order, by how the last try went."""
+        by_try = {None: BackendState.UNKNOWN, True: BackendState.UP, False: BackendState.DOWN}
+        return [by_try[host.breaker.last] for host in self._hosts]
+
     def health(self) -> dict[str, str]:
         """Return `up`, `down` or `unknown` for each host, by how the last try went."""
-        words = {None: "unknown", True: "up", False: "down"}
-        return {str(host.endpoint): words[host.breaker.last] for host in self._hosts}
+        states = zip(self._hosts, self.states(), strict=True)
+        return {str(host.endpoint): state.name.lower() for host, state in states}
 
     async def close(self) -> None:
         """Let go of the connections that are kept; those in use are not kept any more."""
@@ -262,13 +278,11 @@ class Backends:
 
     def log_failure(self, ident: str | None, endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
         """Log that a host did not take a transaction; what somebody has to mend is an alarm."""
-        log_relay(self._log, error.outcome, stage, ident, endpoint, error=str(error))
+        self.report(error.outcome, stage, ident, endpoint, error=str(error))
 
-
-def log_relay(
-    log: Log, outcome: str, stage: str, ident: str | None, endpoint: Endpoint | None, **fields: object
-) -> None:
-    """Write what became of a transaction at a mail server; `trouble` is an alarm: it is not the mail's fault."""
-    level = {"level": "alarm"} if outcome == "trouble" else {}
-    backend = str(endpoint) if endpoint else None
-    log.event("relay", outcome=outcome, stage=stage, id=ident, backend=backend, **fields, **level)
+    def report(self, outcome: str, stage: str, ident: str | None, endpoint: Endpoint | None, **fields: object) -> None:
+        """Log, and count, what became of a transaction at a host; `trouble` is an alarm: it is not the mail's fault."""
+        self.cells[relayed_cell(stage, outcome)] += 1
+        level = {"level": "alarm"} if outcome == "trouble" else {}
+        backend = str(endpoint) if endpoint else None
+        self._log.event("relay", outcome=outcome, stage=stage, id=ident, backend=backend, **fields, **level)

@@ -21,14 +21,14 @@ import time
 from collections.abc import Sequence
 
 from greylist_proxy.config_values import Endpoint
-from greylist_proxy.log import Log
+from greylist_proxy.metrics.table import RELAY_SECONDS
 from greylist_proxy.smtp import envelope
 from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import GONE, TROUBLE, UNREACHABLE, BackendError, Connection, Flow, for_client
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.parameters import Parameter
-from greylist_proxy.smtp.pool import Backends, Recipient, log_relay
+from greylist_proxy.smtp.pool import Backends, Recipient
 from greylist_proxy.smtp.replies import Reply
 from greylist_proxy.tasks import Tasks
 
@@ -52,7 +52,6 @@ class Relay:
         "_introduction",
         "_is_closed",
         "_is_waiting",
-        "_log",
         "_may_begin_anew",
         "_parameters",
         "_sender",
@@ -63,7 +62,6 @@ class Relay:
     def __init__(
         self,
         backends: Backends,
-        log: Log,
         tasks: Tasks,
         ident: str,
         sender: Path,
@@ -73,7 +71,6 @@ class Relay:
         flow: Flow,
     ) -> None:
         self._backends = backends
-        self._log = log
         self._tasks = tasks
         self._ident = ident
         self._sender = sender
@@ -266,15 +263,17 @@ class Relay:
         return error.reply
 
     def _report(self, stage: str, outcome: str, code: int | None = None, error: str | None = None) -> None:
-        log_relay(
-            self._log,
+        seconds = time.monotonic() - self._started
+        if stage == "end-of-data":
+            RELAY_SECONDS.observe(self._backends.cells, seconds)
+        self._backends.report(
             outcome,
             stage,
             self._ident,
             self._endpoint,
             code=code,
             bytes=self._bytes,
-            seconds=round(time.monotonic() - self._started, 3),
+            seconds=round(seconds, 3),
             error=error,
         )
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 
+from greylist_proxy.metrics.table import TLS_HANDSHAKES
 from greylist_proxy.smtp.conversation import Conversation
 from greylist_proxy.smtp.edge import UPGRADE
 from greylist_proxy.smtp.events import (
@@ -159,6 +160,7 @@ class Session(Conversation):
             self.connection_lost(None)
             return
         self._task = None
+        self._services.cells[TLS_HANDSHAKES.cells["succeeded",]] += 1
         self.transport = upgraded
         self._tls = spoken(upgraded)
         self._visitor = None
@@ -167,6 +169,7 @@ class Session(Conversation):
         self._go_on()
 
     def _handshake_failed(self, why: str) -> None:
+        self._services.cells[TLS_HANDSHAKES.cells["failed",]] += 1
         self._services.log.event("tls", client=self.host, state="failed", error=why)
 
     _DO = {  # noqa: RUF012 - a ClassVar, says Conversation

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from greylist_proxy.client import Identifier
 from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
+from greylist_proxy.metrics.counts import blank
+from greylist_proxy.metrics.table import Cells
 from greylist_proxy.smtp.events import Limits, Offers
 from greylist_proxy.smtp.limits import Connections, Prevalence
 from greylist_proxy.smtp.pool import Backends
@@ -52,3 +54,4 @@ class Services:
     harvesters: Harvesters = field(default_factory=Harvesters)
     shares: Shares = field(default_factory=lambda: Shares(25))  # each client's of the connections to backends
     callouts: Shares = field(default_factory=lambda: Shares(MAX_CALLOUTS_PER_CLIENT))
+    cells: Cells = field(default_factory=blank)  # where sessions count

@@ -278,7 +278,6 @@ class Transaction:
             services, mail = self._services, self._mail
             self._relay = Relay(
                 services.backends,
-                services.log,
                 services.tasks,
                 self._ident,
                 mail.path,
