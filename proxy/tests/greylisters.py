@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 from greylist_proxy.store import Item, Store, Wanted
 
+from .programs import needs
+
 
 async def remembered(store: Store) -> list[Item]:
     """Everything that a store gives, in an order that can be compared."""
@@ -27,13 +29,9 @@ async def remembered(store: Store) -> list[Item]:
     return sorted(items, key=repr)
 
 
-def needs(*programs: str) -> None:
-    """Skip where a program is missing; where everything must run, fail."""
-    missing = [program for program in programs if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"missing: {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"missing: {', '.join(missing)} (Debian: postgrey, db5.3-util, sqlgrey, libdbd-sqlite3-perl)")
+def needs_daemons(*programs: str) -> None:
+    """Skip where a program is missing, or we are not root; where everything must run, fail."""
+    needs(*programs, packages="postgrey, db5.3-util, sqlgrey, libdbd-sqlite3-perl")
     if os.geteuid() != 0:
         if os.environ.get("CI") == "true":
             pytest.fail("must be root: these daemons change their user")

@@ -15,7 +15,7 @@ from greylist_proxy.policy import Earned, Record, Rules, Triplet
 from greylist_proxy.store import Action, Allowance, Entry, Item, Kind, Remembered
 from greylist_proxy.transfer import Loaded, TransferError, load, postgrey, sqlgrey
 
-from .greylisters import needs, remembered, running
+from .greylisters import needs_daemons, remembered, running
 from .peers import free_port
 from .stores import START, Stores
 
@@ -159,7 +159,7 @@ def test_a_running_postgrey_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_real_postgreys_files(stores: Stores, daemon_folder: Path) -> None:
-    needs("postgrey", "db5.3_dump")
+    needs_daemons("postgrey", "db5.3_dump")
     port = free_port()
     started = time.time()
     command = [
@@ -203,7 +203,7 @@ def test_a_real_postgreys_files(stores: Stores, daemon_folder: Path) -> None:
 
 
 def test_a_damaged_database_is_told_in_one_line(tmp_path: Path) -> None:
-    needs("db5.3_dump")
+    needs_daemons("db5.3_dump")
     path = tmp_path / "postgrey.db"
     path.write_bytes(bytes(12) + b"\x62\x31\x05\x00" + bytes(500))
     with pytest.raises(TransferError, match="db_dump can't read it") as caught:
@@ -326,7 +326,7 @@ def test_a_file_that_is_not_sqlgreys_is_refused(tmp_path: Path, content: bytes |
 
 
 def test_a_real_sqlgreys_file(stores: Stores, daemon_folder: Path) -> None:
-    needs("sqlgrey")
+    needs_daemons("sqlgrey")
     port = free_port()
     path = daemon_folder / "sqlgrey.db"
     (daemon_folder / "sqlgrey.conf").write_text(

@@ -32,9 +32,14 @@ class Watchdog:
         self._limit = watchdog_seconds()
 
     @property
-    def every(self) -> float | None:
-        """How often to call `look`, in seconds; None: never."""
-        return None if self._limit is None else min(EVERY, self._limit / 4)
+    def watches(self) -> bool:
+        """Tell whether systemd wants to know."""
+        return self._limit is not None
+
+    @property
+    def every(self) -> float:
+        """How often the pulse has to beat, and `look` to be called, in seconds."""
+        return EVERY if self._limit is None else min(EVERY, self._limit / 4)
 
     def alive(self) -> None:
         """Say that this process lives, from its event loop."""

@@ -246,7 +246,7 @@ class Supervisor:
 
     def _seconds(self) -> float | None:
         """How long to wait for something to happen."""
-        bounds = (self._until_due(), self._watchdog.every)
+        bounds = (self._until_due(), self._watchdog.every if self._watchdog.watches else None)
         return min((seconds for seconds in bounds if seconds is not None), default=None)
 
     def _until_due(self) -> float | None:
