@@ -6,6 +6,7 @@ From the environment, because nothing of this may be a setting:
 
     ALTERED_PATIENCE   seconds for each thing that a backend is waited for, in place of minutes
     ALTERED_ADMIN      the same for what a client of the admin side is waited for
+    ALTERED_STALL      seconds without a turn after which an event loop counts as standing still
     ALTERED_CLOCK      a file of 8 bytes, a double: seconds by which the wall clock is wrong, at each moment
 """
 
@@ -46,6 +47,13 @@ def less_patience_with_requests(seconds: float) -> None:
     server.REQUEST_WITHIN = server.LIFETIME = server.LOOK_EVERY = seconds
 
 
+def stall_soon(seconds: float) -> None:
+    """Have an event loop count as standing still after so many seconds."""
+    from greylist_proxy import health
+
+    health.STALLED_AFTER = seconds
+
+
 def set_clock(file: Path, offset: float) -> None:
     """Have the clock of a program that runs jump."""
     with file.open("r+b") as stream:
@@ -60,6 +68,8 @@ def main() -> int:
         less_patience(float(patience))
     if patience := os.environ.get("ALTERED_ADMIN"):
         less_patience_with_requests(float(patience))
+    if stall := os.environ.get("ALTERED_STALL"):
+        stall_soon(float(stall))
     from greylist_proxy.cli import main as program
 
     return program()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 
 import pytest
 
@@ -18,13 +17,3 @@ def needs(*programs: str, packages: str) -> None:
         pytest.fail(f"missing: {', '.join(missing)}")
     if missing:
         pytest.skip(f"missing: {', '.join(missing)} (Debian: {packages})")
-
-
-def check_with_promtool(what: str, text: bytes = b"", *arguments: str) -> str:
-    """Let promtool check `metrics` (from its standard input) or `rules` (files), and return what it said."""
-    needs("promtool", packages="prometheus")
-    command = ["promtool", "check", what, *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, timeout=60, check=False)
-    said = (done.stdout + done.stderr).decode()
-    assert done.returncode == 0, said
-    return said

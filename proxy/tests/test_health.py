@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from greylist_proxy.health import STALLED_AFTER, Worker, healthz, readyz, worker_of
+from greylist_proxy.health import STALLED_AFTER, Worker, judge_life, judge_readiness, worker_of
 from greylist_proxy.metrics.counts import Counts
 from greylist_proxy.metrics.table import BACKENDS, BEAT, PHASE, STORE_FAILING, BackendState, Phase
 
@@ -53,7 +53,7 @@ def on(*backends: BackendState, store_fails: bool = False) -> Worker:
 def test_whether_connections_are_wanted(
     workers: list[Worker], status: int, word: str, degraded: list[str] | None
 ) -> None:
-    health = readyz(workers)
+    health = judge_readiness(workers)
     assert (health.status, health.body["status"], health.body.get("degraded")) == (status, word, degraded)
 
 
@@ -67,7 +67,7 @@ def test_whether_connections_are_wanted(
     ],
 )
 def test_whether_it_lives(workers: list[Worker], status: int, body: dict[str, object]) -> None:
-    assert healthz(workers) == (status, body)
+    assert judge_life(workers) == (status, body)
 
 
 def test_a_worker_is_read_from_its_row() -> None:

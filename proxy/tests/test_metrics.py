@@ -35,19 +35,13 @@ from greylist_proxy.metrics.table import (
 )
 from greylist_proxy.policy import Reason, Verdict
 from greylist_proxy.smtp.limits import Connections
-from prometheus_client.parser import text_string_to_metric_families
 
-from .programs import check_with_promtool
+from .monitoring import by_labels, check_with_promtool
 
 
 def said(counts: Counts, connections: Connections | None = None) -> dict[tuple[str, ...], float]:
-    """Return what /metrics would say: values by name and label words."""
-    text = Exposition(counts, connections or Connections(10, 10)).render().decode()
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+    """Return what /metrics would say."""
+    return by_labels(Exposition(counts, connections or Connections(10, 10)).render())
 
 
 def in_a_child(counts: Counts, number: int) -> None:
@@ -62,6 +56,7 @@ def in_a_child(counts: Counts, number: int) -> None:
     os.waitpid(child, 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # the child does nothing but write
 def test_workers_add_up_and_a_dead_ones_counters_stay() -> None:
     counts = Counts(3)
     counts.counting[0][CONNECTIONS.cell] += 1
@@ -180,7 +175,7 @@ def test_promtool_finds_nothing_to_say() -> None:
     for state in counts.states:
         state[BEAT], state[PID], state[BACKENDS] = 1.0, os.getpid(), BackendState.UP
     CAME_BACK.observe(counts.counting[0], 70)
-    check_with_promtool("metrics", Exposition(counts, Connections(10, 10)).render())
+    check_with_promtool("metrics", text=Exposition(counts, Connections(10, 10)).render())
 
 
 def test_gauges_and_counters_have_different_names() -> None:

@@ -229,7 +229,9 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     ]
     await _first_probe(services.backends)
     watch = Watch()
-    state = State(config, services, judgement, store, watch, log, access, place.news, place.workers, place.number)
+    state = State(
+        config, services, judgement, store, watch, log, access, place.news, pulse, place.workers, place.number
+    )
     admin = _admin_server(state, place.admin)
     servers = await serve_on(sockets, lambda: Session(services, watch))
     if admin:
@@ -240,7 +242,6 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
             log.event("warning", message=sentence)
     if place.parent is None:
         log.event("listening", addresses=[address(listener) for listener in sockets], admin=place.admin.addresses)
-    state.is_ready = True
     pulse.enter(Phase.SERVING)
     tell("READY=1")
 
@@ -249,7 +250,6 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     if place.parent:
         loop.remove_reader(place.parent.life)
     log.event("stopping", sessions=len(watch))
-    state.is_stopping = True
     pulse.enter(Phase.STOPPING)
     tell("STOPPING=1")
     for server in servers:

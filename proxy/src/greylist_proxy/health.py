@@ -63,7 +63,7 @@ def worker_of(state: Cells, now: float) -> Worker:
     )
 
 
-def healthz(workers: Sequence[Worker]) -> Health:
+def judge_life(workers: Sequence[Worker]) -> Health:
     """Tell whether the program lives."""
     stalled = sum(worker.is_stalled for worker in workers)
     if stalled:
@@ -73,7 +73,7 @@ def healthz(workers: Sequence[Worker]) -> Health:
     return Health(HTTPStatus.OK, {"status": "ok", "workers": len(workers)})
 
 
-def readyz(workers: Sequence[Worker]) -> Health:
+def judge_readiness(workers: Sequence[Worker]) -> Health:
     """Tell whether the program can answer SMTP, and what is wrong with what it does then."""
     serving = [worker for worker in workers if worker.phase is Phase.SERVING and not worker.is_stalled]
     if not serving:

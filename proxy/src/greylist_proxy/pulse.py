@@ -40,6 +40,7 @@ class Pulse:
     def __init__(
         self, counts: Counts, number: int, services: Services, signal: Callable[[], None], every: float = EVERY
     ) -> None:
+        self.counts = counts
         self._counting = counts.counting[number]
         self._state = counts.states[number]
         self._services = services

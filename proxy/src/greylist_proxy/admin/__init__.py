@@ -7,6 +7,7 @@
     state.py      what handlers get: the parts of the running program
     server.py     accepts, with bounds on connections and time
     site.py       the routes that the address and the socket have
+    monitoring.py health and metrics
     control.py    the routes that the socket has besides
 
 It must not hurt mail: connections, requests and time have bounds, what can't be listened on is a warning, and the

@@ -11,7 +11,7 @@ from functools import partial
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from greylist_proxy.admin import control
+from greylist_proxy.admin import control, monitoring
 from greylist_proxy.admin.answers import BEGUN, Route, has_begun, problem
 from greylist_proxy.admin.state import State
 
@@ -21,7 +21,7 @@ MAX_BODY = 16 << 10  # bytes of a request; the largest is an entry with its note
 ANSWER_WITHIN = 45.0  # seconds, for the handler; server.LIFETIME is for the slow reader
 
 # What the address and the control socket have in common.
-ROUTES: tuple[Route, ...] = ()
+ROUTES: tuple[Route, ...] = monitoring.ROUTES
 
 
 def make_site(state: State) -> web.Application:
@@ -72,6 +72,8 @@ def _answers(state: State) -> Middleware:
 def _lets_in(state: State) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Next) -> web.StreamResponse:
+        if request.path in monitoring.OPEN:
+            return await handler(request)
         if not state.access.may(request.headers.get(hdrs.AUTHORIZATION, "")):
             response = problem(401, "the token of admin.token_file is wanted, as Authorization: Bearer TOKEN")
             response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"

@@ -12,6 +12,7 @@ from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config
 from greylist_proxy.log import Log
 from greylist_proxy.news import News
+from greylist_proxy.pulse import Pulse
 from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.timers import Watch
 from greylist_proxy.store import Store
@@ -29,8 +30,7 @@ class State:
     log: Log
     access: Access
     news: News  # of entries, to all workers
+    pulse: Pulse  # how this process is, and what all have counted
     workers: int = 1
     number: int = 0  # of this process among the workers
     started: float = field(default_factory=time.time)  # of this process, seconds since 1970
-    is_ready: bool = False  # mail is taken, and systemd was told
-    is_stopping: bool = False

@@ -100,5 +100,7 @@ class Exposition(Collector):
         yield family
 
 
-def _gauge(name: str, meaning: str, value: float | None = None, labels: tuple[str, ...] | None = None) -> GaugeMetricFamily:
+def _gauge(
+    name: str, meaning: str, value: float | None = None, labels: tuple[str, ...] | None = None
+) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"{PREFIX}{name}", meaning, value, labels)

@@ -32,7 +32,6 @@ from greylist_proxy.smtp.events import Hello, Mail
 from greylist_proxy.smtp.forwarding import Introduction
 from greylist_proxy.smtp.limits import client_key
 from greylist_proxy.smtp.parameters import Parameter
-from greylist_proxy.smtp.pool import log_relay
 from greylist_proxy.smtp.recipients import screen
 from greylist_proxy.smtp.relay import Relay
 from greylist_proxy.smtp.replies import Reply, own_reply
@@ -388,7 +387,7 @@ class Transaction:
             self._has_share = await services.shares.take(self._client_key, services.backends.settings.timeouts.share)
         if not self._has_share:
             error = f"the client has {services.shares.most} already: see backend.max_connections_per_client"
-            log_relay(services.log, "failed", "connect", self._ident, None, error=error)
+            services.backends.report("failed", "connect", self._ident, None, error=error)
         return self._has_share
 
     def _give_back(self) -> None:
