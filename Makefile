@@ -25,6 +25,8 @@ WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
 KERBEROS_PACKAGES := krb5-kdc krb5-admin-server krb5-user libkrb5-dev gcc libc6-dev python3-dev
 # The greylist's server store, and the greylisters whose state can be taken over.
 GREYLIST_PACKAGES := redis-server postgrey db5.3-util sqlgrey libdbd-sqlite3-perl
+# promtool, which reads metrics and alert rules as Prometheus does. Debian has it with the server only.
+MONITORING_PACKAGES := prometheus
 # Mail servers and clients on both sides of the proxy.
 MAIL_PACKAGES := postfix swaks openssl haproxy
 PODMAN_PACKAGES := podman runc netavark aardvark-dns iptables mmdebstrap
@@ -57,7 +59,8 @@ unit: ## Tests without a network: plug-ins, proxy, lab
 
 .PHONY: integration
 integration: ## Real programs against the lab on both backends
-	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES) $(MAIL_PACKAGES))
+	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES) $(MONITORING_PACKAGES) \
+	    $(MAIL_PACKAGES))
 	@$(call setup,python integration); $(call setup,python dev)
 	$(INTEGRATION)/pytest -n $(AT_ONCE) proxy/tests
 	$(INTEGRATION)/pytest -n auto tests/lab tests/integration

@@ -12,6 +12,8 @@ import pytest
 from greylist_proxy.config import Config
 from greylist_proxy.policy import Reason
 
+from . import metric_table
+
 TESTS = Path(__file__).parent
 PROXY = TESTS.parent
 DOCS = PROXY.parent / "docs"
@@ -54,3 +56,8 @@ def test_the_readmes_configuration_has_every_setting_at_its_default() -> None:
     required = {"smtp": {"hostname": "mx1.example.org"}, "backend": written["backend"]}
     empty = {name: required.get(name, {}) for name in Config.model_fields}
     assert Config.model_validate(written) == Config.model_validate(empty)
+
+
+def test_the_table_of_metrics_is_what_the_program_tells() -> None:
+    text = (DOCS / "monitoring.md").read_text()
+    assert re.findall(r"^\| `(?:greylist_proxy|process)_.*", text, re.MULTILINE) == metric_table.rows()

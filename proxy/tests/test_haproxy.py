@@ -1,12 +1,13 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""HAProxy in front: it says by the PROXY protocol who the client is, and asks by SMTP whether we are well."""
+"""HAProxy in front: it says by the PROXY protocol who the client is, and asks by SMTP or HTTP whether we are well."""
 
 from __future__ import annotations
 
 import csv
 import io
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from .admin_client import address
 from .peers import DEADLINE, Proxy, Sink, Wire, free_port, wait_until
 
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
@@ -30,20 +32,23 @@ frontend mail
     bind 127.0.0.1:{port}
     default_backend proxies
 backend proxies
-    option smtpchk EHLO check.test
-    server one 127.0.0.1:{proxy_port} {header} check check-send-proxy inter 100ms
+    option {check}
+    server one 127.0.0.1:{proxy_port} {header} check {how} inter 100ms
 """
+BY_SMTP = ("smtpchk EHLO check.test", "check-send-proxy")
 
 
 class HaProxy:
     """A real HAProxy before one proxy."""
 
-    def __init__(self, folder: Path, proxy_port: int, header: str) -> None:
+    def __init__(self, folder: Path, proxy_port: int, header: str, check: str, how: str) -> None:
         self.port = free_port()
         self._stats = folder / "stats"
         configuration = folder / "haproxy.cfg"
         configuration.write_text(
-            CONFIGURATION.format(folder=folder, port=self.port, proxy_port=proxy_port, header=header)
+            CONFIGURATION.format(
+                folder=folder, port=self.port, proxy_port=proxy_port, header=header, check=check, how=how
+            )
         )
         self.process = subprocess.Popen(["haproxy", "-db", "-f", str(configuration)], stderr=subprocess.DEVNULL)
 
@@ -70,7 +75,7 @@ def haproxy(
 ) -> Iterator[tuple[HaProxy, Proxy]]:
     """HAProxy and the proxy behind it, for both versions of the header."""
     proxy = start_proxy(sink.port, greylist={"delay": 0}, smtp={"proxy_protocol_from": ["127.0.0.1/32"]})
-    server = HaProxy(tmp_path, proxy.port, request.param)
+    server = HaProxy(tmp_path, proxy.port, request.param, *BY_SMTP)
     try:
         wait_until(lambda: server.health() == "L7OK", "HAProxy to find the proxy well")
         yield server, proxy
@@ -98,3 +103,29 @@ def test_its_checks_leave_no_trace_and_bring_no_mail(haproxy: tuple[HaProxy, Pro
     assert server.health() == "L7OK"
     assert proxy.stop() == 0
     assert {event["event"] for event in proxy.events} <= {"warning", "listening", "stopping", "stopped"}
+
+
+def test_it_asks_for_readiness_as_the_documentation_says(
+    start_proxy: Callable[..., Proxy], sink: Sink, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("t" * 32)
+    (tmp_path / "token").chmod(0o600)
+    proxy = start_proxy(
+        sink.port,
+        smtp={"proxy_protocol_from": ["127.0.0.1/32"]},
+        admin={"listen": "127.0.0.1:0", "token_file": str(tmp_path / "token")},
+    )
+    admin_port = address(proxy).rpartition(":")[2]
+    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    assert "option httpchk GET /readyz\n        server one 192.0.2.1:25 send-proxy-v2 check port 8025\n" in text
+    server = HaProxy(tmp_path, proxy.port, "send-proxy-v2", "httpchk GET /readyz", f"port {admin_port}")
+    try:
+        wait_until(lambda: server.health() == "L7OK", "HAProxy to find the proxy well")
+        with Wire(server.port) as client:
+            client.hello()
+        proxy.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.health() == "L4CON", "HAProxy to find the proxy gone")
+    finally:
+        server.close()
+    assert proxy.wait() == 0
+    assert proxy.errors() == []

@@ -112,6 +112,20 @@ def test_libraries_log_into_the_same_log() -> None:
     assert "ValueError: boom" in second["traceback"]
 
 
+def test_unexpected_errors_are_counted_however_many_lines_they_make() -> None:
+    told: list[None] = []
+    stream = io.StringIO()
+    log = Log(stream, on_error=lambda: told.append(None))
+    logger = logging.getLogger("tests.counted")
+    logger.addHandler(LogHandler(log))
+    for _n in range(30):
+        log.exception("the same again", ValueError("x"))
+    logger.error("from a library")
+    log.event("warning", message="no error")
+    assert len(told) == 31
+    assert len(lines_of(stream)) < 31
+
+
 def test_a_log_that_cannot_be_written_is_no_reason_to_stop() -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
@@ -376,6 +390,19 @@ def test_pieces_are_of_whole_lines_and_no_longer_than_one_write(lines: list[str]
     assert b"".join(piece for _ignored, piece in made) == "".join(f"{line}\n" for line in lines).encode()
     assert sum(number for number, _ignored in made) == len(lines)
     assert all(piece.endswith(b"\n") and (len(piece) <= PIECE or number == 1) for number, piece in made)
+
+
+def test_every_line_that_is_lost_is_counted_once(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    lost: list[int] = []
+    writer = make_writer(writing, max_waiting=1000, on_lost=lost.append)
+    os.close(reading)
+    # Those that find no room, and those that nobody reads.
+    for _n in range(50):
+        writer.put("x" * 99, urgent=True)
+    writer.close()
+    assert sum(lost) == 50
+    assert len(lost) > 1
 
 
 def test_a_sparing_writer_drops_what_would_wait(pipe: tuple[int, int]) -> None:
