@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path as FilePath
@@ -15,6 +16,7 @@ from typing import Any
 
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
+from greylist_proxy.metrics.table import RELAYED
 from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import Timeouts
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
@@ -127,9 +129,14 @@ class Rig:
         return "end", await relay.finish()
 
     async def settle(self) -> None:
-        """Wait until everything that was begun is done."""
+        """Wait until everything that was begun is done, and compare what was counted with what was logged."""
         await self.backends.close()
         await until(lambda: not self.tasks)
+        logged = Counter((line["stage"], line["outcome"]) for line in self.lines())
+        assert {words: self.backends.cells[cell] for words, cell in RELAYED.cells.items()} == {
+            words: logged[words] for words in RELAYED.cells
+        }
+        assert logged.keys() <= RELAYED.cells.keys()
 
     def lines(self, event: str = "relay") -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self._stream.getvalue().splitlines()]
