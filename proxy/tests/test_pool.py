@@ -13,6 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+from greylist_proxy.metrics.table import BackendState
 from greylist_proxy.smtp import pool
 from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import TROUBLE, UNREACHABLE
@@ -467,6 +468,24 @@ def test_a_file_that_cant_be_written_is_a_warning(scripted: Scripted, tmp_path: 
     rig = probed(scripted(), path=tmp_path / "missing/backends.json")
     (line,) = rig.lines("warning")
     assert "can't be kept" in line["message"]
+
+
+def test_one_failure_is_soon_looked_into(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or health checks would speak of it until the next probe is due, which takes minutes."""
+    monkeypatch.setattr("greylist_proxy.smtp.host.PROBE_AGAIN", 0.2)
+    peer = scripted({"connect": CLOSE})
+
+    async def scene() -> Rig:
+        rig = Rig(peer.port, timeouts=PATIENT)
+        probing = asyncio.ensure_future(rig.backends.keep_probing())
+        await until(lambda: rig.backends.states() == [BackendState.DOWN])
+        del peer.replies["connect"]
+        await until(lambda: rig.backends.states() == [BackendState.UP])
+        probing.cancel()
+        await rig.settle()
+        return rig
+
+    assert run(scene()).lines("backend") == []
 
 
 def test_a_host_comes_back_by_a_probe(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:

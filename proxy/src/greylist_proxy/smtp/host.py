@@ -32,6 +32,7 @@ from greylist_proxy.tasks import Tasks
 
 MAX_TRANSACTIONS = 100  # a connection: so that a server which is drained or limits them is left in time
 PROBE_PATIENCE = 30.0  # seconds
+PROBE_AGAIN = 10.0  # seconds after a failure, so that it is soon known whether that was all
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,9 @@ class Host:
                 self._look.set()
                 if not on_trial:
                     self._log_state("down", error)
+            elif not breaker.is_open:
+                self.next_probe = min(self.next_probe, self._now() + PROBE_AGAIN)
+                self._look.set()
             raise
         except BaseException:
             breaker.unsettled(on_trial=on_trial)
