@@ -72,12 +72,16 @@ class Behind:
         self.final: Reply | Exception = TAKEN
         self.hold: asyncio.Event | None = None
         self.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=0.05))
+        self.reports: list[tuple[str, str, str]] = []  # outcome, stage, error
 
     def answer(self, recipient: str) -> Reply:
         answer = self.answers.get(recipient) or (UNKNOWN_USER if recipient.startswith("no") else TAKEN)
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def report(self, outcome: str, stage: str, ident: str, endpoint: None, *, error: str) -> None:
+        self.reports.append((outcome, stage, error))
 
     async def verify(
         self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduction: Introduction
@@ -577,12 +581,9 @@ def test_a_client_over_its_share_waits_and_is_then_told_to_come_again(stage: Sta
         assert (await waiting).startswith("250 ")
 
     stage.run(dialogue)
-    (line,) = [each for each in map(json.loads, stage.log.getvalue().splitlines()) if each["event"] == "relay"]
-    assert (line["outcome"], line["stage"], line["error"]) == (
-        "failed",
-        "connect",
-        "the client has 2 already: see backend.max_connections_per_client",
-    )
+    assert stage.behind.reports == [
+        ("failed", "connect", "the client has 2 already: see backend.max_connections_per_client")
+    ]
 
 
 # -- whom replies are slow for --
