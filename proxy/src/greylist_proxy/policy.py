@@ -262,6 +262,8 @@ def seen(record: Record | None, now: float, rules: Rules) -> Record:
     """Return the record to keep of a sighting; the same one where there is nothing to write."""
     if record is None or is_expired(record, now, rules):
         return Record(now)
+    if record.first_seen <= now and (record.last_used is None or record.last_used <= now):
+        return record
     return Record(min(record.first_seen, now), None if record.last_used is None else min(record.last_used, now))
 
 

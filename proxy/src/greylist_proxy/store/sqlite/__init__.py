@@ -117,12 +117,15 @@ class SqliteStore:
         """Note the backend's final 250 at once; see `Store`. Written behind."""
         self._check_open()
         self._behind.check_room()
-        now, overlay = self._now(), self._behind.overlay
+        now, overlay, rules = self._now(), self._behind.overlay, self.rules
+        if not is_clean(sender, *recipients, *chain.from_iterable(identities)):
+            identities = [Identity(clean(key), clean(earner)) for key, earner in identities]
+            sender, recipients = clean(sender), [*map(clean, recipients)]
         for key, earner in identities:
             for recipient in recipients:
-                overlay.deliver(Triplet(clean(key), clean(sender), clean(recipient)), now, self.rules)
+                overlay.deliver(Triplet(key, sender, recipient), now, rules)
             if earner:
-                overlay.earn(clean(earner), Delivery(now, counts), self.rules)
+                overlay.earn(earner, Delivery(now, counts), rules)
         self._behind.changed()
         return True
 

@@ -87,20 +87,25 @@ class Sightings:
     def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str, now: float) -> Sighting | None:
         """Answer a sighting, if the file can be read now; see `Store.observe_now`."""
         behind, rules = self._behind, self._rules()
-        if len(identities) > 1 or behind.overlay.has_passed:
-            return self._at_once(_Asking(identities, sender, recipient, True, now))
+        overlay = behind.overlay
+        asking = _Asking(identities, sender, recipient, True, now)
+        if len(identities) > 1:
+            return self._at_once(asking)
+        # What follows is `_at_once` for one identity, which most clients have: with less made on the way.
         ((key, earner),) = identities
         triplet = Triplet(key, sender, recipient)
         answers = self._reader.use(look_up, (Question(triplet, earner, now),), behind.writer, rules.max_pending, rules)
         if answers is None:
             return None
-        if self._is_first(triplet, earner, answers.answers[0], answers.committed, now, rules):
+        (answer,) = answers.answers
+        if overlay.has_passed and overlay.is_full(key, answer.pending, answers.committed, now, rules):
+            return self._at_once(asking)
+        if self._is_first(triplet, earner, answer, answers.committed, now, rules):
             if (error := behind.trouble()) is not None:
                 raise error
-            behind.overlay.see(triplet, None, Record(now), NOTHING, now, rules)
+            overlay.see(triplet, None, Record(now), NOTHING, now, rules)
             behind.changed()
             return Sighting(now, (NEW,))
-        asking = _Asking(identities, sender, recipient, True, now)
         return self._answer(asking, iter(answers.answers), answers.committed, {})
 
     def _at_once(self, asking: _Asking) -> Sighting | None:
@@ -226,7 +231,7 @@ class Sightings:
                 answer = answer._replace(pending=answer.pending - no_longer.get(identity.key, 0))
             facts, seen = self._find(asking, identity, answer, committed, rules)
             found.append(facts)
-            if seen is not None and (seen.before is None or seen.after != seen.before):
+            if seen is not None and seen.after is not seen.before:
                 news.append(seen)
         if asking.record and news:
             if (error := self._behind.trouble()) is not None:
