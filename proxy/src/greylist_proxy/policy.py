@@ -148,7 +148,7 @@ class Identity(NamedTuple):
 
 
 # Nobody changes what follows, and nothing stops who would: frozen ones take three times as long to make.
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Record:
     """What is remembered of a triplet: its first sight, and the last message that the backend took for it."""
 
@@ -165,7 +165,7 @@ class Earned:
     last_used: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Found:
     """What a store knew of one identity *before* this sighting; `shared` where rule 7's common record answers."""
 
@@ -174,7 +174,7 @@ class Found:
     earned: Earned | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Decision:
     """The answer for one recipient.
 

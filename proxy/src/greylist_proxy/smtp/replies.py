@@ -27,7 +27,8 @@ class ReplyError(Exception):
     """What came is not an SMTP reply; the text says why."""
 
 
-@dataclass(slots=True)  # nobody changes one; frozen it would take three times as long to make
+# Nobody changes one; frozen it would take three times as long to make.
+@dataclass(slots=True, unsafe_hash=True)
 class Reply:
     """A reply: its code, and the text of each line, as bytes because a backend's may be anything."""
 
