@@ -30,7 +30,6 @@ from greylist_proxy.gate import Gate
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Found, Identity, Record, Rules
 from greylist_proxy.smtp import conversation
-from greylist_proxy.smtp.backend import HIGH_WATER
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
 from greylist_proxy.smtp.events import Offers
 from greylist_proxy.smtp.host import BackendSettings
@@ -97,7 +96,9 @@ class Loop(asyncio.SelectorEventLoop):
 class Pipe(asyncio.Transport):
     """A transport of memory: `hear` takes what is written, unless the other side is `stalled`."""
 
-    def __init__(self, loop: Loop, protocol: Any, host: str, hear: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, protocol: Any, host: str, hear: Callable[[bytes], object]
+    ) -> None:
         super().__init__()
         self._loop = loop
         self._protocol = protocol

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import uvloop
 from greylist_proxy.config_values import Endpoint
-from greylist_proxy.smtp.backend import BackendError, Connection
+from greylist_proxy.smtp.backend import HIGH_WATER, BackendError, Connection
 from greylist_proxy.smtp.replies import MAX_REPLY_LINES
 
+from .interleavings import Pipe
 from .peers import CLOSE, DEADLINE, SILENCE, ScriptedPeer, until, wait_until
 from .postfix_server import PostfixServer
 from .relays import BODY, CLIENT, PATIENT, Played, Rig
@@ -273,6 +274,41 @@ def test_who_speaks_while_the_last_of_a_message_waits_gets_no_dot(run: Run) -> N
         return transport.written
 
     assert run(scene()) == b""
+
+
+@pytest.mark.parametrize("before", [0, HIGH_WATER + 1], ids=["quick", "slow before"])
+@pytest.mark.parametrize("size", [0, 1, HIGH_WATER, HIGH_WATER + 1, 3 * HIGH_WATER])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_the_dot_goes_with_a_short_end_and_after_a_long_one_is_taken(
+    run: Run, size: int, before: int, leaves: bool
+) -> None:
+    """Of a backend that takes nothing it is certain that it has no dot, but for one that went with a short end."""
+    is_joined = size <= HIGH_WATER and not before
+
+    async def scene() -> bytes:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        heard: list[bytes] = []
+        pipe = Pipe(asyncio.get_running_loop(), connection, "127.0.0.1", heard.append)
+        connection.connection_made(pipe)
+        connection.stream(Rig(25).flow, block=DEADLINE)
+        pipe.stalled = True
+        connection.send(b"a" * before)
+        ending = asyncio.ensure_future(connection.end_data(b"b" * size))
+        await asyncio.sleep(0)
+        assert ending.done() is is_joined
+        if is_joined:
+            assert pipe.get_write_buffer_size() == size + len(b".\r\n")
+        if leaves and not is_joined:
+            pipe.reset()
+            with pytest.raises(BackendError, match="connection lost"):
+                await ending
+        else:
+            pipe.take()
+            await ending
+        return b"".join(heard)
+
+    heard = run(scene())
+    assert heard == (b"" if leaves and not is_joined else b"a" * before + b"b" * size + b".\r\n")
 
 
 # -- for whom --

@@ -232,6 +232,95 @@ def test_a_thousand_pending_ones_are_counted_in_the_same_look(files: Files, spy:
     files.run(play())
 
 
+async def with_pending(files: Files, spy: Spy, rules: Rules, count: int) -> SqliteStore:
+    """Return a store that reads in the loop, and whose file has so many pending records of a client."""
+    store = files.make(rules, Limits(timeout=5))
+    assert isinstance(store, SqliteStore)
+    await until_inline(store, spy)
+    for number in range(count - 1):  # until_inline has made one
+        await store.observe([NET], f"{number}@far.test", U)
+    await store.flush()
+    assert files.rows("SELECT count(*) FROM pending") == [(count,)]
+    return store
+
+
+# What is asked: how often the file is looked at for it, and whether it has to share a record.
+CAP = Rules(delay=60, retry_window=600, lifetime=7200, max_pending=6)
+
+
+@pytest.mark.parametrize(
+    ("pending", "delivered", "looks", "shares"),
+    [
+        (4, 0, 1, False),
+        (4, 1, 1, False),  # full it is not, whatever was delivered
+        (5, 1, 1, False),
+        (6, 0, 1, True),  # nothing was delivered that might make room
+        (6, 1, 2, False),
+        (6, 3, 2, False),
+    ],
+)
+@pytest.mark.parametrize("now", [True, False])
+def test_what_was_delivered_is_looked_up_where_the_cap_is_reached(
+    files: Files, spy: Spy, pending: int, delivered: int, looks: int, shares: bool, now: bool
+) -> None:
+    async def play() -> None:
+        store = await with_pending(files, spy, CAP, pending)
+        for number in range(delivered):
+            assert store.delivered_now([NET], f"{number}@far.test", [U], counts=False)
+        before = len(spy.in_loop)
+        if now:
+            found = store.observe_now([NET], "fresh@far.test", U)
+        else:
+            found = await store.observe([NET], "fresh@far.test", U)
+        assert found is not None
+        assert found.found[0].shared is shares
+        assert spy.in_loop[before:] == [True] * looks
+        # As many as there is room for, and not one more.
+        room = CAP.max_pending - (pending - delivered) - (not shares)
+        shared = [(await store.observe([NET], f"more{n}@far.test", U)).found[0].shared for n in range(room + 2)]
+        assert shared == [False] * room + [True] * 2
+
+    files.run(play())
+
+
+def test_a_delivery_to_others_makes_no_room(files: Files, spy: Spy) -> None:
+    async def play() -> None:
+        store = await with_pending(files, spy, CAP, CAP.max_pending)
+        assert store.delivered_now([Identity("elsewhere", "")], "0@far.test", [U], counts=False)
+        assert store.delivered_now([NET], "never seen@far.test", [U], counts=False)
+        found = store.observe_now([NET], "fresh@far.test", U)
+        assert found is not None
+        assert found.found[0].shared
+
+    files.run(play())
+
+
+def test_what_is_answered_at_the_cap_is_of_the_second_look(files: Files, spy: Spy) -> None:
+    """Another process may commit between the two: all of an answer is of one moment."""
+
+    async def play() -> None:
+        store = await with_pending(files, spy, CAP, CAP.max_pending)
+        assert store.delivered_now([NET], "0@far.test", [U], counts=False)
+        looks = len(spy.in_loop)
+
+        def fill() -> None:
+            if len(spy.in_loop) == looks + 2:
+                with sqlite3.connect(files.path) as other:
+                    other.execute(
+                        "INSERT INTO pending SELECT client, 'another@far.test', recipient, first_seen FROM pending"
+                        " WHERE sender = '1@far.test'"
+                    )
+                other.close()
+
+        spy.before = fill
+        found = store.observe_now([NET], "fresh@far.test", U)
+        assert found is not None
+        assert found.found[0].shared, "the place that was free is the other process's"
+        assert spy.in_loop[looks:] == [True, True]
+
+    files.run(play())
+
+
 def test_no_connection_is_left_when_the_store_is_closed(files: Files, spy: Spy, tmp_path: Path) -> None:
     async def play() -> None:
         store = files.impatient(5)
