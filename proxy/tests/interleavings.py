@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
@@ -198,7 +199,8 @@ class Pipe(asyncio.Transport):
     def _end(self, error: Exception | None) -> None:
         if not self.is_over:
             self.is_over = self._is_closing = True
-            self._protocol.connection_lost(error)
+            protocol, self._protocol = self._protocol, None
+            protocol.connection_lost(error)
 
 
 class Client:
@@ -217,9 +219,10 @@ class Client:
         self.said_goodbye = False  # the proxy has
         self.is_gone = False
         self._heard = b""
-        self._session = Session(town.services, town.watch)
-        self.pipe = Pipe(town.loop, self._session, host, self._hear)
-        town.loop.call_soon(self._session.connection_made, self.pipe)
+        session = Session(town.services, town.watch)
+        self.session = weakref.ref(session)
+        self.pipe = Pipe(town.loop, session, host, self._hear)
+        town.loop.call_soon(session.connection_made, self.pipe)
 
     @property
     def may_send(self) -> bool:
@@ -299,7 +302,7 @@ class Client:
         elif what == "DATA":
             assert code[0] in "345", reply
             self.in_body = code == "354"
-            self.in_transaction = False
+            self.in_transaction = code == "503"
             assert not self.in_body or self.ready
         else:
             name = f"{self.number}-{self.messages}"
@@ -349,7 +352,7 @@ class Server:
         assert verb in ("EHLO", "MAIL", "RCPT", "DATA", "RSET", "QUIT"), line
         assert "." not in self.asked, "a command while the final dot is not answered"
         if verb == "EHLO":
-            self.pipe.bring(b"250-server.test\r\n250-PIPELINING\r\n250 8BITMIME\r\n")
+            self.pipe.bring(b"250-server.test\r\n%b250 8BITMIME\r\n" % self.town.offer)
             return
         if verb == "MAIL":
             assert not self.in_transaction, "a transaction within a transaction"
@@ -438,8 +441,9 @@ class Memory:
 class Town:
     """Everything together. `close` ends it, and asks whether anything is left."""
 
-    def __init__(self, *, share: int, connections: int, wait: float) -> None:
+    def __init__(self, *, share: int = 2, connections: int = 2, wait: float = 0.0, pipelining: bool = True) -> None:
         self.loop = loop = Loop()
+        self.offer = b"250-PIPELINING\r\n" if pipelining else b""
         self.clients: list[Client] = []
         self.servers: list[Server] = []
         self.sent: dict[str, bytes] = {}  # messages that clients ended with a dot

@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -161,6 +163,40 @@ def test_it_can_be_cancelled(way: Callable[[Bell], Coroutine[Any, Any, None]], r
         assert cleaned == ["up"]
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_who_was_cancelled_is_not_kept(way: Callable[[Bell], Coroutine[Any, Any, None]]) -> None:
+    """Clients leave at all times: what they leave must be gone at once, and not when the collector comes."""
+
+    class Session:
+        pass
+
+    async def play() -> None:
+        desk = Desk()
+
+        async def keeps(_session: Session) -> None:
+            await way(Bell())
+
+        session = Session()
+        last = weakref.ref(session)
+        errand = await desk.send(keeps(session))
+        del session
+        await asyncio.sleep(0)
+        assert last() is not None
+        errand.cancel()
+        await desk.end()
+        desk.ends.clear()
+        del errand
+        await asyncio.sleep(0)
+        assert last() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(play())
+    finally:
+        gc.enable()
 
 
 def test_one_that_goes_on_after_it_was_cancelled_is_listened_to() -> None:

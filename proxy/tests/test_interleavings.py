@@ -8,9 +8,11 @@ proxy between its clients and the mail server, who watch that the rules are kept
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -131,7 +133,7 @@ def server_takes_again(town: Town, _step: Step) -> None:
 def server_talks_out_of_turn(town: Town, step: Step) -> None:
     server = step.server(town)
     town.loop.rest()
-    if server and not server.asked:
+    if server and not (server.asked or server.pipe.get_write_buffer_size()):
         server.is_spoiled = True
         server.pipe.bring((b"421 shutting down\r\n", b"552 too much\r\n", b"25")[step.form % 3])
         town.loop.rest()  # what crosses a command on its way can't be told from its answer
@@ -195,10 +197,13 @@ def arrive(town: Town, place: int) -> None:
     share=st.integers(1, 2),
     connections=st.integers(1, 3),
     wait=st.sampled_from([0.0, 2.0]),
+    pipelining=st.booleans(),
     steps=st.lists(STEPS, min_size=30, max_size=160),
 )
-def test_rules_hold_whatever_comes_when(share: int, connections: int, wait: float, steps: list[Step]) -> None:
-    town = Town(share=share, connections=connections, wait=wait)
+def test_rules_hold_whatever_comes_when(
+    share: int, connections: int, wait: float, pipelining: bool, steps: list[Step]
+) -> None:
+    town = Town(share=share, connections=connections, wait=wait, pipelining=pipelining)
     try:
         for place in range(len(HOSTS)):
             arrive(town, place)
@@ -210,4 +215,36 @@ def test_rules_hold_whatever_comes_when(share: int, connections: int, wait: floa
             town.check()
         town.finish()
     finally:
+        town.close()
+
+
+@pytest.mark.parametrize("answers", range(5))
+@pytest.mark.parametrize("way", [leaves, server_leaves])
+def test_nothing_keeps_a_client_that_has_left(answers: int, way: Callable[[Town, Step], None]) -> None:
+    """Not even a circle of references, which the collector would come to some day."""
+    town = Town()
+    gc.collect()
+    gc.disable()
+    try:
+        arrive(town, 0)
+        town.loop.rest()
+        (client,) = town.clients
+        client.send("MAIL FROM:<a@far.test>", "RCPT TO:<u@here.test>", "DATA")
+        for number in range(answers):  # to MAIL, RCPT, DATA and the final dot
+            town.loop.rest()
+            if number == 3:
+                client.send_body(500)
+                client.end_body()
+                town.loop.rest()
+            town.servers[0].answer(250)
+        town.loop.rest()
+        assert client.session() is not None
+        way(town, Step(way, 0, 0, 0))
+        town.loop.rest()
+        client.leave()
+        town.loop.rest()
+        assert client.session() is None
+        town.finish()
+    finally:
+        gc.enable()
         town.close()

@@ -150,6 +150,8 @@ class Errand(Generic[T]):
             return None, error
 
     def _task_ended(self, task: asyncio.Task[tuple[T | None, Exception | None]]) -> None:
+        # A task that was cancelled keeps the frames that this went through, and those keep all that waited for it.
+        self._task = None
         if task.cancelled():
             self._coroutine.close()  # the task may never have come to its first step
             self._end(None, asyncio.CancelledError())
