@@ -38,6 +38,7 @@ from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.pool import Backends
 from greylist_proxy.smtp.recipients import Acceptance
 from greylist_proxy.smtp.server import Session
+from greylist_proxy.smtp.settings import SessionSettings
 from greylist_proxy.smtp.shared import Services
 from greylist_proxy.smtp.tarpit import Tarpit
 from greylist_proxy.smtp.timers import Watch
@@ -441,7 +442,15 @@ class Memory:
 class Town:
     """Everything together. `close` ends it, and asks whether anything is left."""
 
-    def __init__(self, *, share: int = 2, connections: int = 2, wait: float = 0.0, pipelining: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        share: int = 2,
+        connections: int = 2,
+        wait: float = 0.0,
+        session: float = 3600.0,
+        pipelining: bool = True,
+    ) -> None:
         self.loop = loop = Loop()
         self.offer = b"250-PIPELINING\r\n" if pipelining else b""
         self.clients: list[Client] = []
@@ -485,7 +494,8 @@ class Town:
                 gate=gate,
                 log=log,
                 tasks=self.tasks,
-                tarpit=Tarpit(wait, 0.0, 100),
+                tarpit=Tarpit(wait, wait, 100),
+                settings=SessionSettings(greet_delay=wait, session_timeout=session),
                 offers=Offers("mx.test", 1 << 20, Capabilities(pipelining=True), starttls=False),
                 connections=Connections(100, 100),
                 shares=Shares(share),
@@ -526,6 +536,23 @@ class Town:
             client.pipe.reset()
         self.store.end_noting()
         self.loop.step(1000)
+        self._see_that_nothing_is_left()
+
+    def give_up(self) -> None:
+        """End as the program does where something is still under way after its patience, and see that nothing is left.
+
+        Last comes what `asyncio.run` does with tasks.
+        """
+        for session in self.watch:
+            session.abort()
+        self.loop.call_soon(self.tasks.give_up)
+        self.loop.rest()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.rest()
+        self._see_that_nothing_is_left()
+
+    def _see_that_nothing_is_left(self) -> None:
         services = self.services
         left = {
             "connections": services.connections.total,
