@@ -450,6 +450,7 @@ class Town:
         wait: float = 0.0,
         session: float = 3600.0,
         pipelining: bool = True,
+        verify: bool = False,
     ) -> None:
         self.loop = loop = Loop()
         self.offer = b"250-PIPELINING\r\n" if pipelining else b""
@@ -499,6 +500,7 @@ class Town:
                 offers=Offers("mx.test", 1 << 20, Capabilities(pipelining=True), starttls=False),
                 connections=Connections(100, 100),
                 shares=Shares(share),
+                verify_recipient_first=verify,
             )
 
         loop.run_until_complete(make())

@@ -199,6 +199,7 @@ def arrive(town: Town, place: int) -> None:
     wait=st.sampled_from([0.0, 2.0]),
     session=st.sampled_from([3600.0, 20.0]),  # seconds that it may take
     pipelining=st.booleans(),
+    verify=st.booleans(),
     ending=st.sampled_from([Town.finish, Town.give_up]),
     steps=st.lists(STEPS, min_size=30, max_size=160),
 )
@@ -208,10 +209,11 @@ def test_rules_hold_whatever_comes_when(
     wait: float,
     session: float,
     pipelining: bool,
+    verify: bool,
     steps: list[Step],
     ending: Callable[[Town], None],
 ) -> None:
-    town = Town(share=share, connections=connections, wait=wait, session=session, pipelining=pipelining)
+    town = Town(share=share, connections=connections, wait=wait, session=session, pipelining=pipelining, verify=verify)
     try:
         for host in HOSTS:
             town.arrives(host)
