@@ -21,10 +21,10 @@ from greylist_proxy.config_values import Endpoint
 from greylist_proxy.smtp.backend import HIGH_WATER, BackendError, Connection
 from greylist_proxy.smtp.replies import MAX_REPLY_LINES
 
-from .interleavings import Pipe
 from .peers import CLOSE, DEADLINE, SILENCE, ScriptedPeer, until, wait_until
 from .postfix_server import PostfixServer
 from .relays import BODY, CLIENT, PATIENT, Played, Rig
+from .rounds import Pipe
 from .valkey_servers import CertificateFiles, make_certificate
 
 Scripted = Callable[..., ScriptedPeer]

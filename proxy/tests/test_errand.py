@@ -270,6 +270,36 @@ def test_what_is_left_at_the_end_is_given_up() -> None:
     asyncio.run(play())
 
 
+def test_one_that_begins_within_a_task_is_not_that_tasks_business() -> None:
+    """What a client sent with the end of its handshake is looked at by the task that made the handshake."""
+
+    async def play() -> None:
+        desk, bell = Desk(), Bell()
+
+        async def twice() -> str:
+            await bell
+            await bell
+            return "rung twice"
+
+        async def begin() -> None:
+            coroutine = twice()
+            Errand(coroutine, desk._take, desk.tasks).wait(coroutine.send(None))
+
+        beginning = asyncio.create_task(begin())
+        await beginning
+        await asyncio.sleep(0)
+        for _n in range(2):
+            assert bell.is_awaited
+            assert desk.ends == []
+            bell.ring()
+            assert not bell.is_awaited
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert await desk.end() == ("rung twice", None)
+
+    asyncio.run(play())
+
+
 def test_a_task_may_wait_for_a_bell() -> None:
     async def play() -> None:
         bell = Bell()
