@@ -1,0 +1,260 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes a deployment of greylist-proxy the live one, without a connection refused or a message lost.
+
+    python3 deploy apply            what the role has laid down as wanted
+    python3 deploy renew            the live one again, where a credential (such as a certificate) has changed
+    python3 deploy rollback [NAME]  a release that ran before, with the configuration and the units that it had
+    python3 deploy mode MODE        enforce, observe or off, at once
+
+`--check` only says what would be done. One line of JSON comes out: `changed`, `step`, `release`, or `failed` with a
+sentence. It works on the host alone, so that a controller that is lost does not stop it half-way.
+
+The hand-over: the sockets belong to systemd and stay open. A second service, `greylist-proxy-next`, starts with the
+wanted release and configuration on the same sockets. Only when it says that it is ready does anything of the live
+deployment change; then the service itself restarts, which takes until its last transaction is through, and after it
+`next` ends in the same way. `next` failing to be ready in time ends it there: what ran, runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import host
+from host import Failure, Places, systemctl
+from plan import NEXT, SERVICE, Deployment, Step, last_left, mode_of, next_unit, step, superfluous, with_mode
+
+
+class Deployer:
+    """Carries one of the commands out."""
+
+    def __init__(self, places: Places, *, check: bool) -> None:
+        self._places = places
+        self._check = check
+        self._live = host.read_live(places)
+
+    # -- commands --
+
+    def apply(self) -> Step:
+        """Make the wanted deployment the live one."""
+        return self._reach(host.read(self._places.wanted), self._places.wanted / host.CONFIG)
+
+    def renew(self) -> Step:
+        """Have the live deployment take changed credentials."""
+        if self._places.pending.exists():
+            return self.apply()  # what is live is half of the wanted one, which has proved that it works
+        return self._reach(self._need_live(), self._places.config)
+
+    def rollback(self, name: str) -> Step:
+        """Go back to a release that ran before, by default to the last one."""
+        live, there = self._need_live(), host.releases(self._places)
+        target = str(self._places.home / name) if name else last_left(there, live.release)
+        if target is None or there.get(target) is None:
+            known = [Path(each).name for each, left in there.items() if left is not None and each != live.release]
+            raise Failure(
+                f"there is no release {name or 'that ran before this one'} to go back to; known are: "
+                f"{', '.join(sorted(known)) or 'none'}. Nothing was changed."
+            )
+        if target == live.release:
+            return Step.NOTHING
+        earlier = host.read(Path(target) / "applied")
+        # Who has put the fleet into observe has not asked to leave it.
+        earlier = Deployment(earlier.release, with_mode(earlier.config, mode_of(live.config)), earlier.units)
+        if self._check:
+            return step(live, earlier, host.state(self._places, live))
+        host.save(earlier, self._places.wanted)
+        host.check_config(earlier, self._places.wanted / host.CONFIG, self._places)
+        return self.apply()
+
+    def mode(self, mode: str) -> Step:
+        """Set `greylist.mode`, and nothing else."""
+        live = self._need_live()
+        if mode_of(live.config) == mode:
+            return Step.NOTHING
+        if not self._check:
+            self._reload(live, Deployment(live.release, with_mode(live.config, mode), live.units))
+        return Step.RELOAD
+
+    def release(self) -> str:
+        """Return the name of the release that is live."""
+        live = host.read_live(self._places)
+        return Path(live.release).name if live else ""
+
+    # -- ways --
+
+    def _need_live(self) -> Deployment:
+        if self._live is None:
+            raise Failure("greylist-proxy is not deployed here. Nothing was changed.")
+        return self._live
+
+    def _reach(self, wanted: Deployment, config: Path) -> Step:
+        live = self._live
+        chosen = step(live, wanted, host.state(self._places, live))
+        if chosen is Step.NOTHING or self._check:
+            return chosen
+        if chosen is Step.RELOAD and live is not None:
+            if not self._reload(live, wanted):
+                return chosen
+            chosen = Step.HAND_OVER
+        if live is None or chosen is Step.START:
+            self._start(live, wanted)
+        else:
+            self._hand_over(live, wanted, config, replace_sockets=chosen is Step.REPLACE)
+        self._tidy(wanted.release)
+        return chosen
+
+    def _start(self, live: Deployment | None, wanted: Deployment) -> None:
+        with self._pending():
+            host.install(wanted, self._places)
+            sockets = sorted(wanted.sockets())
+            if host.is_active(NEXT):
+                systemctl("stop", NEXT)  # it would keep the addresses from the sockets
+            try:
+                systemctl("stop", SERVICE, *sockets)
+                with contextlib.suppress(Failure):  # a unit that was never loaded has nothing to forget
+                    systemctl("reset-failed", SERVICE, *sockets)
+                systemctl("enable", "--quiet", SERVICE, *sockets)
+                systemctl("start", *sockets, SERVICE)
+            except Failure as error:
+                words = host.last_words(SERVICE)
+                systemctl("stop", SERVICE, *sockets)
+                if live is not None:
+                    host.install(live, self._places)
+                raise Failure(f"greylist-proxy does not start: {error}. It says:\n{words}") from error
+            self._start_others(wanted)
+
+    def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
+        """Reload, and return what the program would have a restart for."""
+        with self._pending():
+            host.install(wanted, self._places)
+            try:
+                waiting = host.reload()
+            except Failure as error:
+                host.install(live, self._places)
+                raise Failure(f"{error}. The old configuration stays.") from error
+            self._start_others(wanted)
+            return waiting
+
+    def _hand_over(self, live: Deployment, wanted: Deployment, config: Path, *, replace_sockets: bool) -> None:
+        places = self._places
+        # Only a run that broke off leaves one; it may be the only one that serves.
+        if host.is_active(NEXT):
+            systemctl("start", SERVICE)
+            systemctl("stop", NEXT)
+        unit = next_unit(
+            wanted.units[SERVICE], wanted.release, str(config), (str(places.current), str(places.config)), live.sockets()
+        )
+        places.run.mkdir(parents=True, exist_ok=True)
+        host.write(places.run / NEXT, unit)
+        try:
+            systemctl("daemon-reload")
+            self._prove(wanted)
+            with self._pending():
+                if live.release != wanted.release:
+                    host.save(live, Path(live.release) / "applied")
+                host.install(wanted, places)
+                try:
+                    if replace_sockets:
+                        self._replace_sockets(live, wanted)
+                    else:
+                        systemctl("restart", SERVICE)
+                except Failure as error:
+                    words = host.last_words(SERVICE)
+                    self._put_back(live, wanted, replace_sockets=replace_sockets)
+                    raise Failure(
+                        f"greylist-proxy does not start as a service of its own: {error}. The old release and "
+                        f"configuration are back. It says:\n{words}"
+                    ) from error
+                self._start_others(wanted)
+        finally:
+            with contextlib.suppress(Failure):
+                systemctl("stop", NEXT)
+            (places.run / NEXT).unlink(missing_ok=True)
+            systemctl("daemon-reload")
+
+    def _prove(self, wanted: Deployment) -> None:
+        """Start `next`. Failure: it is not ready in time, and was removed."""
+        try:
+            systemctl("start", NEXT)
+        except Failure as error:
+            words = host.last_words(NEXT)
+            systemctl("reset-failed", NEXT)
+            raise Failure(
+                f"{Path(wanted.release).name} is not ready ({error}). It was ended, and what ran before runs on: its "
+                f"release, its configuration and its connections were not touched. It says:\n{words}"
+            ) from error
+
+    def _replace_sockets(self, before: Deployment, after: Deployment) -> None:
+        systemctl("stop", SERVICE, NEXT, *sorted(before.sockets()))
+        systemctl("enable", "--quiet", *sorted(after.sockets()))
+        systemctl("start", *sorted(after.sockets()), SERVICE)
+
+    def _put_back(self, live: Deployment, wanted: Deployment, *, replace_sockets: bool) -> None:
+        host.install(live, self._places)
+        if replace_sockets:
+            self._replace_sockets(wanted, live)
+        else:
+            systemctl("restart", SERVICE)
+
+    def _start_others(self, wanted: Deployment) -> None:
+        """Start what looks out for new certificates."""
+        for name in sorted(wanted.units):
+            if name.endswith(".path"):
+                systemctl("enable", "--quiet", name)
+                systemctl("restart", name)
+
+    def _tidy(self, current: str) -> None:
+        """Remove old releases, and lists that no configuration names any more."""
+        for name in superfluous(host.releases(self._places), current):
+            shutil.rmtree(name)
+        configs = [self._places.config, self._places.wanted / host.CONFIG]
+        configs += self._places.home.glob(f"*/applied/{host.CONFIG}")
+        named = "\n".join(path.read_text() for path in configs if path.exists())
+        for path in (self._places.etc / "lists").glob("*"):
+            if str(path) not in named:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _pending(self) -> Iterator[None]:
+        """Leave a mark that stays where this breaks off; a failure that was dealt with is no such thing."""
+        host.write(self._places.pending, "A change is under way. The next run begins it anew.\n")
+        try:
+            yield
+        except Failure:
+            self._places.pending.unlink()
+            raise
+        self._places.pending.unlink()
+
+
+def main() -> int:
+    """Read the arguments, do it, print what was done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say what would be done")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("apply")
+    commands.add_parser("renew")
+    commands.add_parser("rollback").add_argument("name", nargs="?", default="")
+    commands.add_parser("mode").add_argument("mode", choices=["enforce", "observe", "off"])
+    options = parser.parse_args()
+    with open("/run/greylist-proxy-deploy.lock", "w") as lock:  # noqa: PTH123 - a descriptor that lives as long as we
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a certificate may be renewed at this moment
+        deployer = Deployer(Places(), check=options.check)
+        given = [getattr(options, name) for name in ("name", "mode") if hasattr(options, name)]
+        try:
+            done = getattr(deployer, options.command)(*given)
+        except (Failure, ValueError, OSError) as error:
+            print(json.dumps({"failed": True, "changed": False, "msg": str(error)}))
+            return 1
+        print(json.dumps({"changed": done is not Step.NOTHING, "step": done.value, "release": deployer.release()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
