@@ -1,21 +1,20 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The host that the service runs on: files below three folders, and systemd by its own programs."""
+"""The host that the service runs on: files below three folders, systemd and the journal by their own programs."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from plan import SERVICE, UNITS, Deployment, State
+from greylist_proxy.deploy.plan import SERVICE, UNITS, Deployment, State
 
-CONFIG = "greylist-proxy.toml"
 JOURNAL_LINES = 20
 RELOAD_PATIENCE = 120.0  # seconds; large lists take a while
 
@@ -41,12 +40,17 @@ class Places:
     @property
     def config(self) -> Path:
         """The configuration that counts."""
-        return self.etc / CONFIG
+        return self.etc / "greylist-proxy.toml"
 
     @property
     def wanted(self) -> Path:
-        """What a run of the role wants: a deployment."""
+        """What a run of the role wants: a deployment, which is two files of that name."""
         return self.etc / "wanted"
+
+    @property
+    def lists(self) -> Path:
+        """Lists that configurations name."""
+        return self.etc / "lists"
 
     @property
     def pending(self) -> Path:
@@ -78,27 +82,34 @@ def link(path: Path, target: str) -> None:
 # -- deployments --
 
 
-def read(folder: Path) -> Deployment:
-    """Read a deployment that lies in a folder of its own. Failure: it is not whole."""
+def config_of(place: Path) -> Path:
+    """Return the file with the configuration of a deployment that lies there."""
+    return place.with_name(f"{place.name}.toml")
+
+
+def units_of(place: Path) -> Path:
+    """Return the file with all else of it."""
+    return place.with_name(f"{place.name}.units")
+
+
+def read(place: Path) -> Deployment:
+    """Read a deployment that is not live. Failure: it is not whole."""
     try:
-        return Deployment(os.readlink(folder / "release"), (folder / CONFIG).read_text(), _units(folder))
-    except OSError as error:
-        raise Failure(f"{folder} is no deployment: {error}. Nothing was changed.") from error
+        return Deployment.parse(config_of(place).read_text(), units_of(place).read_text())
+    except (OSError, ValueError) as error:
+        raise Failure(f"{place}: no deployment: {error}. Nothing was changed.") from error
 
 
-def save(deployment: Deployment, folder: Path) -> None:
-    """Write a deployment into a folder of its own."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o755)
-    for name, text in {CONFIG: deployment.config, **deployment.units}.items():
-        write(folder / name, text)
-    link(folder / "release", deployment.release)
+def save(deployment: Deployment, place: Path) -> None:
+    """Write a deployment that is not live."""
+    write(config_of(place), deployment.config)
+    write(units_of(place), deployment.units_text())
 
 
 def read_live(places: Places) -> Deployment | None:
     """Read the deployment that counts, None: there is none, or not all of it."""
     try:
-        live = Deployment(os.readlink(places.current), places.config.read_text(), _units(places.units))
+        live = Deployment(str(places.current.readlink()), places.config.read_text(), _units(places.units))
     except OSError:
         return None
     return live if SERVICE in live.units else None
@@ -120,13 +131,18 @@ def install(deployment: Deployment, places: Places) -> None:
     systemctl("daemon-reload")
 
 
+def applied(release: str) -> Path:
+    """Return where a release's deployment lies, as it was when the release was left last."""
+    return Path(release) / "applied"
+
+
 def releases(places: Places) -> dict[str, float | None]:
     """Return the installed releases, and when each was left last."""
     found: dict[str, float | None] = {}
     for stamp in places.home.glob("*/installed"):
-        left = stamp.parent / "applied"
         if not stamp.parent.is_symlink():
-            found[str(stamp.parent)] = left.stat().st_mtime if left.is_dir() else None
+            left = units_of(applied(str(stamp.parent)))
+            found[str(stamp.parent)] = left.stat().st_mtime if left.exists() else None
     return found
 
 
@@ -150,7 +166,7 @@ def newest_credential(places: Places) -> float:
 
 def systemctl(*arguments: str) -> str:
     """Call systemctl. Failure: it says no."""
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    done = _run("systemctl", *arguments)
     if done.returncode:
         raise Failure(f"systemctl {' '.join(arguments)}: {done.stderr.strip() or f'exit status {done.returncode}'}")
     return done.stdout.strip()
@@ -176,8 +192,8 @@ def state(places: Places, live: Deployment | None) -> State:
 
 def journal(unit: str, *arguments: str) -> list[str]:
     """Return lines of the unit's journal, oldest first."""
-    command = ["journalctl", f"--unit={unit}", "--output=cat", "--no-pager", "--quiet", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    command = ("journalctl", f"--unit={unit}", "--output=cat", "--no-pager", "--quiet", *arguments)
+    return _run(*command).stdout.splitlines()
 
 
 def last_words(unit: str) -> str:
@@ -205,7 +221,7 @@ def reload() -> list[str]:
     raise Failure(f"the service did not say within {RELOAD_PATIENCE:g} seconds whether it has read its configuration")
 
 
-def _events(lines: list[str]) -> Iterator[dict[str, object]]:
+def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line)
@@ -217,12 +233,13 @@ def _events(lines: list[str]) -> Iterator[dict[str, object]]:
 
 def check_config(deployment: Deployment, config: Path, places: Places) -> None:
     """Have a release check a configuration. Failure: it refuses it."""
-    done = subprocess.run(
-        [f"{deployment.release}/venv/bin/greylist-proxy", "check-config", "--config", str(config)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CREDENTIALS_DIRECTORY": str(places.credentials)},
-    )
+    program = f"{deployment.release}/venv/bin/greylist-proxy"
+    done = _run(program, "check-config", "--config", str(config), CREDENTIALS_DIRECTORY=str(places.credentials))
     if done.returncode:
         raise Failure(f"{deployment.release} refuses {config}: {done.stderr.strip()}. Nothing was changed.")
+
+
+def _run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603 - nothing in it comes from outside this host
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )

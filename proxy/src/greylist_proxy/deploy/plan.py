@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What has to be done, decided from what runs and what is wanted. Pure: no files, no processes.
 
-A `Deployment` is everything that makes the service what it is: a release, a configuration, systemd's units. The one that
-is *live* lies where systemd and the program look for it; the one that is *wanted* lies beside it, whole, before anything
-is touched.
+A `Deployment` is everything that makes the service what it is: a release, a configuration, systemd's units. The one
+that is *live* lies where systemd and the program look for it; the one that is *wanted* lies beside it, whole, before
+anything is touched.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ UNITS = (
 RELOADABLE = {"backend", "greylist", "allow", "trap", "tarpit"}
 MODE = re.compile(r"(^\[greylist\]\n(?:(?!\[).*\n)*?mode = )\"([a-z]*)\"$", re.MULTILINE)
 KEPT_RELEASES = 3
+PART = re.compile(r"^#: (\S+)(?: (.+))?\n", re.MULTILINE)
 
 
 class Step(Enum):
@@ -49,6 +50,26 @@ class Deployment:
     release: str
     config: str
     units: Mapping[str, str]
+
+    @staticmethod
+    def parse(config: str, units: str) -> Deployment:
+        """Make one of the configuration, and of a text with the rest.
+
+        In that a line `#: release FOLDER` names the release, and each unit follows a line `#: NAME`. ValueError: it is
+        not so.
+        """
+        _before, *parts = PART.split(units)
+        found = {name: (rest, text) for name, rest, text in zip(parts[::3], parts[1::3], parts[2::3], strict=True)}
+        release = found.pop("release", (None, ""))[0]
+        if not release or SERVICE not in found or not found.keys() <= set(UNITS):
+            raise ValueError(
+                f"a deployment has a release and the unit {SERVICE}, and of others only {', '.join(UNITS)}"
+            )
+        return Deployment(release, config, {name: text for name, (_rest, text) in found.items()})
+
+    def units_text(self) -> str:
+        """Return the text that `parse` reads."""
+        return f"#: release {self.release}\n" + "".join(f"#: {name}\n{text}" for name, text in self.units.items())
 
     def sockets(self) -> dict[str, str]:
         """Return the socket units."""

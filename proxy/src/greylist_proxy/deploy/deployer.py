@@ -1,35 +1,28 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes a deployment of greylist-proxy the live one, without a connection refused or a message lost.
-
-    python3 deploy apply            what the role has laid down as wanted
-    python3 deploy renew            the live one again, where a credential (such as a certificate) has changed
-    python3 deploy rollback [NAME]  a release that ran before, with the configuration and the units that it had
-    python3 deploy mode MODE        enforce, observe or off, at once
-
-`--check` only says what would be done. One line of JSON comes out: `changed`, `step`, `release`, or `failed` with a
-sentence. It works on the host alone, so that a controller that is lost does not stop it half-way.
-
-The hand-over: the sockets belong to systemd and stay open. A second service, `greylist-proxy-next`, starts with the
-wanted release and configuration on the same sockets. Only when it says that it is ready does anything of the live
-deployment change; then the service itself restarts, which takes until its last transaction is through, and after it
-`next` ends in the same way. `next` failing to be ready in time ends it there: what ran, runs.
-"""
+"""The steps from one deployment to the next, and what puts them back where one fails."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import fcntl
-import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import host
-from host import Failure, Places, systemctl
-from plan import NEXT, SERVICE, Deployment, Step, last_left, mode_of, next_unit, step, superfluous, with_mode
+from greylist_proxy.deploy import host
+from greylist_proxy.deploy.host import Failure, Places, systemctl
+from greylist_proxy.deploy.plan import (
+    NEXT,
+    SERVICE,
+    Deployment,
+    Step,
+    last_left,
+    mode_of,
+    next_unit,
+    step,
+    superfluous,
+    with_mode,
+)
 
 
 class Deployer:
@@ -38,13 +31,12 @@ class Deployer:
     def __init__(self, places: Places, *, check: bool) -> None:
         self._places = places
         self._check = check
-        self._live = host.read_live(places)
 
     # -- commands --
 
     def apply(self) -> Step:
         """Make the wanted deployment the live one."""
-        return self._reach(host.read(self._places.wanted), self._places.wanted / host.CONFIG)
+        return self._reach(host.read(self._places.wanted), host.config_of(self._places.wanted))
 
     def renew(self) -> Step:
         """Have the live deployment take changed credentials."""
@@ -64,13 +56,13 @@ class Deployer:
             )
         if target == live.release:
             return Step.NOTHING
-        earlier = host.read(Path(target) / "applied")
+        earlier = host.read(host.applied(target))
         # Who has put the fleet into observe has not asked to leave it.
         earlier = Deployment(earlier.release, with_mode(earlier.config, mode_of(live.config)), earlier.units)
         if self._check:
             return step(live, earlier, host.state(self._places, live))
         host.save(earlier, self._places.wanted)
-        host.check_config(earlier, self._places.wanted / host.CONFIG, self._places)
+        host.check_config(earlier, host.config_of(self._places.wanted), self._places)
         return self.apply()
 
     def mode(self, mode: str) -> Step:
@@ -90,12 +82,13 @@ class Deployer:
     # -- ways --
 
     def _need_live(self) -> Deployment:
-        if self._live is None:
+        live = host.read_live(self._places)
+        if live is None:
             raise Failure("greylist-proxy is not deployed here. Nothing was changed.")
-        return self._live
+        return live
 
     def _reach(self, wanted: Deployment, config: Path) -> Step:
-        live = self._live
+        live = host.read_live(self._places)
         chosen = step(live, wanted, host.state(self._places, live))
         if chosen is Step.NOTHING or self._check:
             return chosen
@@ -149,7 +142,11 @@ class Deployer:
             systemctl("start", SERVICE)
             systemctl("stop", NEXT)
         unit = next_unit(
-            wanted.units[SERVICE], wanted.release, str(config), (str(places.current), str(places.config)), live.sockets()
+            wanted.units[SERVICE],
+            wanted.release,
+            str(config),
+            (str(places.current), str(places.config)),
+            live.sockets(),
         )
         places.run.mkdir(parents=True, exist_ok=True)
         host.write(places.run / NEXT, unit)
@@ -158,7 +155,7 @@ class Deployer:
             self._prove(wanted)
             with self._pending():
                 if live.release != wanted.release:
-                    host.save(live, Path(live.release) / "applied")
+                    host.save(live, host.applied(live.release))
                 host.install(wanted, places)
                 try:
                     if replace_sockets:
@@ -211,14 +208,16 @@ class Deployer:
                 systemctl("restart", name)
 
     def _tidy(self, current: str) -> None:
-        """Remove old releases, and lists that no configuration names any more."""
+        """Remove old releases, and the lists and secrets that no deployment names any more."""
         for name in superfluous(host.releases(self._places), current):
             shutil.rmtree(name)
-        configs = [self._places.config, self._places.wanted / host.CONFIG]
-        configs += self._places.home.glob(f"*/applied/{host.CONFIG}")
-        named = "\n".join(path.read_text() for path in configs if path.exists())
-        for path in (self._places.etc / "lists").glob("*"):
-            if str(path) not in named:
+        places = [host.applied(name) for name, left in host.releases(self._places).items() if left is not None]
+        kept = [self._need_live(), host.read(self._places.wanted), *map(host.read, places)]
+        for path in self._places.lists.glob("*"):
+            if not any(str(path) in deployment.config for deployment in kept):
+                path.unlink()
+        for path in self._places.credentials.glob("*"):
+            if not any(f"LoadCredential={path.name}:" in deployment.units[SERVICE] for deployment in kept):
                 path.unlink()
 
     @contextlib.contextmanager
@@ -231,30 +230,3 @@ class Deployer:
             self._places.pending.unlink()
             raise
         self._places.pending.unlink()
-
-
-def main() -> int:
-    """Read the arguments, do it, print what was done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say what would be done")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("apply")
-    commands.add_parser("renew")
-    commands.add_parser("rollback").add_argument("name", nargs="?", default="")
-    commands.add_parser("mode").add_argument("mode", choices=["enforce", "observe", "off"])
-    options = parser.parse_args()
-    with open("/run/greylist-proxy-deploy.lock", "w") as lock:  # noqa: PTH123 - a descriptor that lives as long as we
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a certificate may be renewed at this moment
-        deployer = Deployer(Places(), check=options.check)
-        given = [getattr(options, name) for name in ("name", "mode") if hasattr(options, name)]
-        try:
-            done = getattr(deployer, options.command)(*given)
-        except (Failure, ValueError, OSError) as error:
-            print(json.dumps({"failed": True, "changed": False, "msg": str(error)}))
-            return 1
-        print(json.dumps({"changed": done is not Step.NOTHING, "step": done.value, "release": deployer.release()}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
