@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proxy"))
 
-from tests.ledger import Ledger, LedgerClient, Told, content  # noqa: E402
+from tests.ledger import Ledger, LedgerClient, Told, content
 
 CLIENTS = 4
 PAUSE = 0.2  # seconds between two messages of a client
@@ -81,9 +81,10 @@ async def come_and_go(client: Client, ledger: Ledger, end: asyncio.Event) -> Non
     while not end.is_set():
         for _n in range(MESSAGES):
             number = ledger.new()
-            while not await client.mail(number):
+            delivered = False
+            while not delivered:
+                delivered = await client.mail(number)
                 await asyncio.sleep(PAUSE)
-            await asyncio.sleep(PAUSE)
         await client.leave()
 
 
@@ -136,7 +137,7 @@ def main() -> None:
     options = parser.parse_args()
     ledger = Ledger(options.first)
     told = asyncio.run(run(options, ledger))
-    with options.ledger.open("w") as file:
+    with options.ledger.open("a") as file:
         for number in sorted(ledger.delivered):
             file.write(f"{number} {hashlib.sha256(mailbox_text(number)).hexdigest()}\n")
     print(json.dumps(told))
