@@ -45,10 +45,10 @@ class Told(Enum):
 
 
 class Ledger:
-    """The books of one test, whose messages have numbers from `first` on."""
+    """The books of one test."""
 
-    def __init__(self, first: int = 1) -> None:
-        self._numbers = itertools.count(first)
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self.delivered: set[int] = set()
         self.unanswered: Counter[int] = Counter()
@@ -247,15 +247,7 @@ def _text(reply: Any) -> bytes:
 class LedgerClient:
     """A client that keeps the ledger: one connection, made when it is first needed."""
 
-    def __init__(
-        self,
-        port: int,
-        ledger: Ledger,
-        source: str = "127.0.0.1",
-        tls: ssl.SSLContext | None = None,
-        host: str = "127.0.0.1",
-    ) -> None:
-        self._host = host
+    def __init__(self, port: int, ledger: Ledger, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
         self._port = port
         self._ledger = ledger
         self._source = source
@@ -278,7 +270,7 @@ class LedgerClient:
                         break
                 else:
                     told = Told.NOTHING
-                    answer = await self._send(number)
+                    answer = await self._ask(content(number) + b".")
                     told = Told.DELIVERED if answer.startswith(b"250") else Told.REFUSED
                 if told is Told.REFUSED:
                     answer = self.answer
@@ -297,8 +289,7 @@ class LedgerClient:
                 await asyncio.sleep(pause)
 
     async def _connect(self) -> None:
-        source = (self._source, 0) if self._host == "127.0.0.1" else None
-        self._streams = await asyncio.open_connection(self._host, self._port, local_addr=source)
+        self._streams = await asyncio.open_connection("127.0.0.1", self._port, local_addr=(self._source, 0))
         steps = [b"EHLO client.test"] if self._tls is None else [b"EHLO client.test", b"STARTTLS", b"EHLO client.test"]
         answer = await self._reply()
         for step in steps:
@@ -307,10 +298,6 @@ class LedgerClient:
             answer = await self._ask(step)
             if step == b"STARTTLS" and self._tls is not None:
                 await self._streams[1].start_tls(self._tls)
-
-    async def _send(self, number: int) -> bytes:
-        """Send the message and the final dot, and return the answer."""
-        return await self._ask(content(number) + b".")
 
     async def _ask(self, line: bytes) -> bytes:
         assert self._streams is not None

@@ -11,9 +11,9 @@
 connection, breaks it off or says 421 is followed by the next one at once; a 4xx puts the message off for --retry
 seconds; and so on until the final dot is answered by 250 (acknowledged) or something by 5xx (refused). Each message has
 a sender address of its own, so that each is greylisted, and tries the servers in turn, another one first at each
-attempt. On SIGTERM, SIGINT, or when FILE.stop is there, it begins nothing new, goes on with what is under way for
---patience seconds at most, and ends: 0, if every message was acknowledged. FILE is written every half second, and
-replaced in one step:
+attempt. One more sender takes --slow seconds over each message. On SIGTERM, SIGINT, or when FILE.stop is there, it
+begins nothing new, goes on with what is under way for --patience seconds at most, and ends: 0, if every message was
+acknowledged. FILE is written every half second, and replaced in one step:
 
     pid           of the program that writes it
     ended         it is the last report
@@ -55,6 +55,7 @@ from typing import Any
 
 WRITTEN = 0.5  # seconds between two reports
 PAUSE = 0.1  # seconds between two looks at a report
+PARTS = 20  # of a message that is sent slowly
 LINES = (1, 20, 400)  # of a message, by turns
 
 
@@ -82,8 +83,11 @@ class Dotted(Exception):
 class Client(smtplib.SMTP):
     """One that tells where a connection broke."""
 
-    def send_whole(self, sender: str, recipient: str, message: bytes) -> tuple[int, bytes]:
-        """Return the reply that decides: the first that is no success, or the one to the final dot."""
+    def send_whole(self, sender: str, recipient: str, message: bytes, seconds: float) -> tuple[int, bytes]:
+        """Return the reply that decides: the first that is no success, or the one to the final dot.
+
+        The message takes that many seconds.
+        """
         for verb, words in (
             ("EHLO", "client.test"),
             ("MAIL", f"FROM:<{sender}>"),
@@ -93,7 +97,11 @@ class Client(smtplib.SMTP):
             code, text = self.docmd(verb, words)
             if code not in (250, 354):
                 return code, text
-        self.send(re.sub(rb"(?m)^\.", b"..", message) + b".\r\n")
+        wire = re.sub(rb"(?m)^\.", b"..", message) + b".\r\n"
+        step = -(-len(wire) // PARTS) if seconds else len(wire)
+        for begin in range(0, len(wire), step):
+            self.send(wire[begin : begin + step])
+            time.sleep(seconds / PARTS)
         try:
             return self.getreply()
         except (OSError, smtplib.SMTPException) as error:
@@ -153,24 +161,24 @@ class Load:
         self.giving_up = threading.Event()
         self._numbers = itertools.count()
 
-    def send_all(self) -> None:
-        """Send one message after the other, until the load is to stop."""
+    def send_all(self, seconds: float) -> None:
+        """Send one message after the other, each in that many seconds, until the load is to stop."""
         while not self.stopping.wait(self.options.pause):
             number = next(self._numbers)
             ident = f"load-{uuid.uuid4().hex[:16]}"
             with self.books.lock:
                 self.books.under_way[ident] = time.monotonic()
-            if self._deliver(ident, number):
+            if self._deliver(ident, number, seconds):
                 with self.books.lock:
                     del self.books.under_way[ident]
 
-    def _deliver(self, ident: str, number: int) -> bool:
+    def _deliver(self, ident: str, number: int, seconds: float) -> bool:
         """Attempt until there is an answer for good; False: given up, at the end."""
         names = self.options.server
         for attempt in itertools.count():
             start = (number + attempt) % len(names)
             for name in names[start:] + names[:start]:
-                code, text = self._attempt(name, ident, number)
+                code, text = self._attempt(name, ident, number, seconds)
                 if code == 250:
                     self.books.acknowledge(ident)
                     return True
@@ -184,7 +192,7 @@ class Load:
                 return False
         raise AssertionError
 
-    def _attempt(self, name: str, ident: str, number: int) -> tuple[int, str]:
+    def _attempt(self, name: str, ident: str, number: int, seconds: float) -> tuple[int, str]:
         """Return the server's answer; 0: it had none, and the next one is to be asked."""
         code, text, outcome = 0, "", "broken"
         host, _colon, port = name.rpartition(":")
@@ -194,7 +202,8 @@ class Load:
                 banner, _text = client.connect(host.strip("[]"), int(port))
                 if banner != 220:
                     raise TurnedAway
-                code, said = client.send_whole(f"{ident}@client.test", self.options.recipient, body(ident, number))
+                message = body(ident, number)
+                code, said = client.send_whole(f"{ident}@client.test", self.options.recipient, message, seconds)
                 if code == 421:
                     raise TurnedAway
                 text = said.decode("ascii", "replace")
@@ -222,7 +231,8 @@ class Load:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stopping.set())
         self.books.write(report)
-        threads = [threading.Thread(target=self.send_all, daemon=True) for _n in range(self.options.senders)]
+        paces = [0.0] * self.options.senders + ([self.options.slow] if self.options.slow else [])
+        threads = [threading.Thread(target=self.send_all, args=(pace,), daemon=True) for pace in paces]
         for thread in threads:
             thread.start()
         while not self.stopping.wait(WRITTEN):
@@ -315,6 +325,7 @@ def main() -> int:
     runs.add_argument("--server", action="append", required=True, help="address:port; may be given several times")
     runs.add_argument("--recipient", required=True)
     runs.add_argument("--senders", type=int, default=4, help="messages under way at once")
+    runs.add_argument("--slow", type=float, default=0.0, help="seconds of each message of one more sender")
     runs.add_argument("--pause", type=float, default=0.05, help="seconds between two messages of a sender")
     runs.add_argument("--retry", type=float, default=1.0, help="seconds that a message which was put off waits")
     runs.add_argument("--timeout", type=float, default=10.0, help="seconds to wait for a connection or a reply")
