@@ -115,6 +115,7 @@ class Deployer:
                     systemctl("reset-failed", SERVICE, *sockets)
                 systemctl("enable", "--quiet", SERVICE, *sockets)
                 systemctl("start", *sockets, SERVICE)
+                host.await_ready(wanted)
             except Failure as error:
                 words = host.last_words(SERVICE)
                 systemctl("stop", SERVICE, *sockets)
@@ -162,6 +163,7 @@ class Deployer:
                         self._replace_sockets(live, wanted)
                     else:
                         systemctl("restart", SERVICE)
+                    host.await_ready(wanted)
                 except Failure as error:
                     words = host.last_words(SERVICE)
                     self._put_back(live, wanted, replace_sockets=replace_sockets)

@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from greylist_proxy.deploy.plan import SERVICE, UNITS, Deployment, State
+from greylist_proxy.deploy.plan import ADMIN_SOCKET, SERVICE, UNITS, Deployment, State
 
 JOURNAL_LINES = 20
+READY_PATIENCE = 30.0  # seconds
 RELOAD_PATIENCE = 120.0  # seconds; large lists take a while
 
 
@@ -229,6 +233,26 @@ def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
             continue  # systemd's own words
         if isinstance(event, dict):
             yield event
+
+
+def await_ready(deployment: Deployment) -> None:
+    """Ask the service at its admin address, if it has one. Failure: it does not say that it is ready."""
+    found = re.search(r"^ListenStream=(\S+):([0-9]+)$", deployment.units.get(ADMIN_SOCKET, ""), re.MULTILINE)
+    if found is None:
+        return
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(found[1], found[1])  # noqa: S104 - who listens there is here
+    url = f"http://{host}:{found[2]}/readyz"
+    # None of the host's proxies: it is this host that is asked.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + READY_PATIENCE
+    while True:
+        try:
+            with opener.open(url, timeout=READY_PATIENCE):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > end:
+                raise Failure(f"{url} does not answer that it is ready: {error}") from error
+        time.sleep(0.1)
 
 
 def check_config(deployment: Deployment, config: Path, places: Places) -> None:
