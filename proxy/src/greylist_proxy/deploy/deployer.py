@@ -111,8 +111,7 @@ class Deployer:
                 systemctl("stop", NEXT)  # it would keep the addresses from the sockets
             try:
                 systemctl("stop", SERVICE, *sockets)
-                with contextlib.suppress(Failure):  # a unit that was never loaded has nothing to forget
-                    systemctl("reset-failed", SERVICE, *sockets)
+                host.forget_failure(SERVICE, *sockets)
                 systemctl("enable", "--quiet", SERVICE, *sockets)
                 systemctl("start", *sockets, SERVICE)
                 host.await_ready(wanted)
@@ -184,7 +183,7 @@ class Deployer:
             systemctl("start", NEXT)
         except Failure as error:
             words = host.last_words(NEXT)
-            systemctl("reset-failed", NEXT)
+            host.forget_failure(NEXT)
             raise Failure(
                 f"{Path(wanted.release).name} is not ready ({error}). It was ended, and what ran before runs on: its "
                 f"release, its configuration and its connections were not touched. It says:\n{words}"

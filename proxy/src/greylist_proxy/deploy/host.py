@@ -176,6 +176,11 @@ def systemctl(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def forget_failure(*units: str) -> None:
+    """Let systemd forget that units have failed; one that it has never loaded has nothing to forget."""
+    _run("systemctl", "reset-failed", *units)
+
+
 def is_active(unit: str) -> bool:
     """Tell whether systemd runs this unit; one that is being reloaded runs."""
     shown = systemctl("show", "--property=ActiveState", "--value", unit)

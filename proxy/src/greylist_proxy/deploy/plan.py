@@ -115,6 +115,8 @@ def next_unit(service: str, release: str, config: str, places: tuple[str, str], 
     """
     text = service.replace(places[0], release).replace(places[1], config)
     text = text.partition("\n[Install]")[0] + "\n"
+    # Sockets that only the wanted deployment has are not there yet.
+    text = re.sub(r"^Requires=.*\n", "", text, flags=re.MULTILINE)
     # It is there for a moment, and nobody would look after one that comes back by itself.
     text = re.sub(r"^Restart=.*$", "Restart=no", text, flags=re.MULTILINE)
     return re.sub(r"^(\[Service\])$", r"\1\nSockets=" + " ".join(sorted(sockets)), text, flags=re.MULTILINE)
