@@ -120,6 +120,8 @@ class Deployer:
                 systemctl("stop", SERVICE, *sockets)
                 if live is not None:
                     host.install(live, self._places)
+                    with contextlib.suppress(Failure):
+                        systemctl("start", SERVICE)
                 raise Failure(f"greylist-proxy does not start: {error}. It says:\n{words}") from error
             self._start_others(wanted)
 
@@ -172,10 +174,12 @@ class Deployer:
                     ) from error
                 self._start_others(wanted)
         finally:
-            with contextlib.suppress(Failure):
-                systemctl("stop", NEXT)
-            (places.run / NEXT).unlink(missing_ok=True)
-            systemctl("daemon-reload")
+            # Where not even the old one starts again, this is all that serves: the next run sees to it.
+            if host.is_active(SERVICE):
+                with contextlib.suppress(Failure):
+                    systemctl("stop", NEXT)
+                (places.run / NEXT).unlink(missing_ok=True)
+                systemctl("daemon-reload")
 
     def _prove(self, wanted: Deployment) -> None:
         """Start `next`. Failure: it is not ready in time, and was removed."""
@@ -190,7 +194,8 @@ class Deployer:
             ) from error
 
     def _replace_sockets(self, before: Deployment, after: Deployment) -> None:
-        systemctl("stop", SERVICE, NEXT, *sorted(before.sockets()))
+        # Those that go have been stopped with their units.
+        systemctl("stop", SERVICE, NEXT, *sorted(before.sockets().keys() & after.sockets().keys()))
         systemctl("enable", "--quiet", *sorted(after.sockets()))
         systemctl("start", *sorted(after.sockets()), SERVICE)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from greylist_proxy.deploy.plan import ADMIN_SOCKET, SERVICE, UNITS, Deployment, State
+from greylist_proxy.deploy.plan import ADMIN_SOCKET, NEXT, SERVICE, UNITS, Deployment, State
 
 JOURNAL_LINES = 20
 READY_PATIENCE = 30.0  # seconds
@@ -190,7 +190,7 @@ def is_active(unit: str) -> bool:
 def state(places: Places, live: Deployment | None) -> State:
     """Ask how the service is."""
     running = is_active(SERVICE)
-    stale = places.pending.exists()
+    stale = places.pending.exists() or is_active(NEXT)
     if running and not stale:
         started = int(systemctl("show", "--property=ExecMainStartTimestampMonotonic", "--value", SERVICE)) / 1e6
         # Both clocks now, for the one that files have may have been set since.

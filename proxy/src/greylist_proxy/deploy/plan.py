@@ -83,7 +83,7 @@ class State:
 
     is_running: bool
     are_sockets_open: bool
-    is_stale: bool = False  # a credential is younger than the process, or an earlier run broke off
+    is_stale: bool = False  # a credential is younger than the process, or an earlier run broke off half-way
 
 
 def step(live: Deployment | None, wanted: Deployment, state: State) -> Step:
@@ -115,7 +115,7 @@ def next_unit(service: str, release: str, config: str, places: tuple[str, str], 
     """
     text = service.replace(places[0], release).replace(places[1], config)
     text = text.partition("\n[Install]")[0] + "\n"
-    # Sockets that only the wanted deployment has are not there yet.
+    # Sockets are given to it, below; those that only the wanted deployment has are not there yet.
     text = re.sub(r"^Requires=.*\n", "", text, flags=re.MULTILINE)
     # It is there for a moment, and nobody would look after one that comes back by itself.
     text = re.sub(r"^Restart=.*$", "Restart=no", text, flags=re.MULTILINE)
