@@ -24,6 +24,8 @@ from greylist_proxy.deploy.plan import (
     with_mode,
 )
 
+RENEWALS = 5  # in a row, where files change again and again
+
 
 class Deployer:
     """Carries one of the commands out."""
@@ -42,7 +44,19 @@ class Deployer:
         """Have the live deployment take changed credentials."""
         if self._places.pending.exists():
             return self.apply()  # what is live is half of the wanted one, which has proved that it works
-        return self._reach(self._need_live(), self._places.config)
+        for _attempt in range(RENEWALS):
+            seen = host.newest_credential(self._places)
+            done, failure = Step.NOTHING, None
+            try:
+                done = self._reach(self._need_live(), self._places.config)
+            except Failure as error:
+                failure = error
+            # systemd does not tell us of what changes while we are at it, such as the key that belongs to it.
+            if host.newest_credential(self._places) == seen:
+                break
+        if failure is not None:
+            raise failure
+        return done
 
     def rollback(self, name: str) -> Step:
         """Go back to a release that ran before, by default to the last one."""
@@ -123,7 +137,7 @@ class Deployer:
                     with contextlib.suppress(Failure):
                         systemctl("start", SERVICE)
                 raise Failure(f"greylist-proxy does not start: {error}. It says:\n{words}") from error
-            self._start_others(wanted)
+            self._start_others(live, wanted)
 
     def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
         """Reload, and return what the program would have a restart for."""
@@ -134,7 +148,7 @@ class Deployer:
             except Failure as error:
                 host.install(live, self._places)
                 raise Failure(f"{error}. The old configuration stays.") from error
-            self._start_others(wanted)
+            self._start_others(live, wanted)
             return waiting
 
     def _hand_over(self, live: Deployment, wanted: Deployment, config: Path, *, replace_sockets: bool) -> None:
@@ -172,7 +186,7 @@ class Deployer:
                         f"greylist-proxy does not start as a service of its own: {error}. The old release and "
                         f"configuration are back. It says:\n{words}"
                     ) from error
-                self._start_others(wanted)
+                self._start_others(live, wanted)
         finally:
             # Where not even the old one starts again, this is all that serves: the next run sees to it.
             if host.is_active(SERVICE):
@@ -206,12 +220,13 @@ class Deployer:
         else:
             systemctl("restart", SERVICE)
 
-    def _start_others(self, wanted: Deployment) -> None:
+    def _start_others(self, live: Deployment | None, wanted: Deployment) -> None:
         """Start what looks out for new certificates."""
-        for name in sorted(wanted.units):
+        for name, text in wanted.units.items():
             if name.endswith(".path"):
                 systemctl("enable", "--quiet", name)
-                systemctl("restart", name)
+                is_same = live is not None and live.units.get(name) == text
+                systemctl("start" if is_same else "restart", name)
 
     def _tidy(self, current: str) -> None:
         """Remove old releases, and the lists and secrets that no deployment names any more."""
