@@ -541,6 +541,18 @@ def test_advice_for_tls_at_the_backend(tmp_path: Path) -> None:
     ]
 
 
+def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = LEAST + '[store]\npassword_file = "$CREDENTIALS_DIRECTORY/store_password"\n'
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert parse(tmp_path, text).store.password_file == tmp_path / "credentials/store_password"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/some.service")
+    assert str(parse(tmp_path, text).store.password_file) == "/run/credentials/some.service/store_password"
+    # Nothing else is a variable.
+    assert errors(tmp_path, text.replace("$CREDENTIALS", "$OTHER"))[0].startswith(
+        'store.password_file = "$OTHER_DIRECTORY/store_password": allowed is'
+    )
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert errors(tmp_path, LEAST + "#" * (1 << 20)) == ["larger than 1048576 bytes, which no configuration is"]
     (tmp_path / "config.toml").write_bytes(b"# \xff")

@@ -31,6 +31,7 @@ from greylist_proxy.config_sections import (
     TrapSection,
 )
 from greylist_proxy.config_values import Endpoint
+from greylist_proxy.credentials import expand
 from greylist_proxy.log import json_line
 
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -93,7 +94,7 @@ def load(path: Path) -> Config:
         raise ConfigError([f"{path}: not TOML: {error}"]) from error
     try:
         # A section that is left out is an empty one: its defaults are checked, its required keys missed.
-        return Config.model_validate({name: {} for name in Config.model_fields} | data)
+        return Config.model_validate({name: {} for name in Config.model_fields} | expand(data, path))
     except ValidationError as error:
         lines = [f"{path}: {_explain(detail, data)}" for detail in error.errors(include_url=False)]
         raise ConfigError(list(dict.fromkeys(lines))) from error

@@ -1,0 +1,253 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps from one deployment to the next, and what puts them back where one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from greylist_proxy.deploy import host
+from greylist_proxy.deploy.host import Failure, Places, systemctl
+from greylist_proxy.deploy.plan import (
+    NEXT,
+    SERVICE,
+    Deployment,
+    Step,
+    last_left,
+    mode_of,
+    next_unit,
+    step,
+    superfluous,
+    with_mode,
+)
+
+RENEWALS = 5  # in a row, where files change again and again
+
+
+class Deployer:
+    """Carries one of the commands out."""
+
+    def __init__(self, places: Places, *, check: bool) -> None:
+        self._places = places
+        self._check = check
+
+    # -- commands --
+
+    def apply(self) -> Step:
+        """Make the wanted deployment the live one."""
+        return self._reach(host.read(self._places.wanted), host.config_of(self._places.wanted))
+
+    def renew(self) -> Step:
+        """Have the live deployment take changed credentials."""
+        if self._places.pending.exists():
+            return self.apply()  # what is live is half of the wanted one, which has proved that it works
+        for _attempt in range(RENEWALS):
+            seen = host.newest_credential(self._places)
+            done, failure = Step.NOTHING, None
+            try:
+                done = self._reach(self._need_live(), self._places.config)
+            except Failure as error:
+                failure = error
+            # systemd does not tell us of what changes while we are at it, such as the key that belongs to it.
+            if host.newest_credential(self._places) == seen:
+                break
+        if failure is not None:
+            raise failure
+        return done
+
+    def rollback(self, name: str) -> Step:
+        """Go back to a release that ran before, by default to the last one."""
+        live, there = self._need_live(), host.releases(self._places)
+        target = str(self._places.home / name) if name else last_left(there, live.release)
+        if target is None or there.get(target) is None:
+            known = [Path(each).name for each, left in there.items() if left is not None and each != live.release]
+            raise Failure(
+                f"there is no release {name or 'that ran before this one'} to go back to; known are: "
+                f"{', '.join(sorted(known)) or 'none'}. Nothing was changed."
+            )
+        if target == live.release:
+            return Step.NOTHING
+        earlier = host.read(host.applied(target))
+        # Who has put the fleet into observe has not asked to leave it.
+        earlier = Deployment(earlier.release, with_mode(earlier.config, mode_of(live.config)), earlier.units)
+        if self._check:
+            return step(live, earlier, host.state(self._places, live))
+        host.save(earlier, self._places.wanted)
+        host.check_config(earlier, host.config_of(self._places.wanted), self._places)
+        return self.apply()
+
+    def mode(self, mode: str) -> Step:
+        """Set `greylist.mode`, and nothing else."""
+        live = self._need_live()
+        if mode_of(live.config) == mode:
+            return Step.NOTHING
+        if not self._check:
+            self._reload(live, Deployment(live.release, with_mode(live.config, mode), live.units))
+        return Step.RELOAD
+
+    def release(self) -> str:
+        """Return the name of the release that is live."""
+        live = host.read_live(self._places)
+        return Path(live.release).name if live else ""
+
+    # -- ways --
+
+    def _need_live(self) -> Deployment:
+        live = host.read_live(self._places)
+        if live is None:
+            raise Failure("greylist-proxy is not deployed here. Nothing was changed.")
+        return live
+
+    def _reach(self, wanted: Deployment, config: Path) -> Step:
+        live = host.read_live(self._places)
+        chosen = step(live, wanted, host.state(self._places, live))
+        if chosen is Step.NOTHING or self._check:
+            return chosen
+        if chosen is Step.RELOAD and live is not None:
+            if not self._reload(live, wanted):
+                return chosen
+            chosen = Step.HAND_OVER
+        if live is None or chosen is Step.START:
+            self._start(live, wanted)
+        else:
+            self._hand_over(live, wanted, config, replace_sockets=chosen is Step.REPLACE)
+        self._tidy(wanted.release)
+        return chosen
+
+    def _start(self, live: Deployment | None, wanted: Deployment) -> None:
+        with self._pending():
+            host.install(wanted, self._places)
+            sockets = sorted(wanted.sockets())
+            if host.is_active(NEXT):
+                systemctl("stop", NEXT)  # it would keep the addresses from the sockets
+            try:
+                systemctl("stop", SERVICE, *sockets)
+                host.forget_failure(SERVICE, *sockets)
+                systemctl("enable", "--quiet", SERVICE, *sockets)
+                systemctl("start", *sockets, SERVICE)
+                host.await_ready(wanted)
+            except Failure as error:
+                words = host.last_words(SERVICE)
+                systemctl("stop", SERVICE, *sockets)
+                if live is not None:
+                    host.install(live, self._places)
+                    with contextlib.suppress(Failure):
+                        systemctl("start", SERVICE)
+                raise Failure(f"greylist-proxy does not start: {error}. It says:\n{words}") from error
+            self._start_others(live, wanted)
+
+    def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
+        """Reload, and return what the program would have a restart for."""
+        with self._pending():
+            host.install(wanted, self._places)
+            try:
+                waiting = host.reload()
+            except Failure as error:
+                host.install(live, self._places)
+                raise Failure(f"{error}. The old configuration stays.") from error
+            self._start_others(live, wanted)
+            return waiting
+
+    def _hand_over(self, live: Deployment, wanted: Deployment, config: Path, *, replace_sockets: bool) -> None:
+        places = self._places
+        # Only a run that broke off leaves one; it may be the only one that serves.
+        if host.is_active(NEXT):
+            systemctl("start", SERVICE)
+            systemctl("stop", NEXT)
+        unit = next_unit(
+            wanted.units[SERVICE],
+            wanted.release,
+            str(config),
+            (str(places.current), str(places.config)),
+            live.sockets(),
+        )
+        places.run.mkdir(parents=True, exist_ok=True)
+        host.write(places.run / NEXT, unit)
+        try:
+            systemctl("daemon-reload")
+            self._prove(wanted)
+            with self._pending():
+                if live.release != wanted.release:
+                    host.save(live, host.applied(live.release))
+                host.install(wanted, places)
+                try:
+                    if replace_sockets:
+                        self._replace_sockets(live, wanted)
+                    else:
+                        systemctl("restart", SERVICE)
+                    host.await_ready(wanted)
+                except Failure as error:
+                    words = host.last_words(SERVICE)
+                    self._put_back(live, wanted, replace_sockets=replace_sockets)
+                    raise Failure(
+                        f"greylist-proxy does not start as a service of its own: {error}. The old release and "
+                        f"configuration are back. It says:\n{words}"
+                    ) from error
+                self._start_others(live, wanted)
+        finally:
+            # Where not even the old one starts again, this is all that serves: the next run sees to it.
+            if host.is_active(SERVICE):
+                with contextlib.suppress(Failure):
+                    systemctl("stop", NEXT)
+                (places.run / NEXT).unlink(missing_ok=True)
+                systemctl("daemon-reload")
+
+    def _prove(self, wanted: Deployment) -> None:
+        """Start `next`. Failure: it is not ready in time, and was removed."""
+        try:
+            systemctl("start", NEXT)
+        except Failure as error:
+            words = host.last_words(NEXT)
+            host.forget_failure(NEXT)
+            raise Failure(
+                f"{Path(wanted.release).name} is not ready ({error}). It was ended, and what ran before runs on: its "
+                f"release, its configuration and its connections were not touched. It says:\n{words}"
+            ) from error
+
+    def _replace_sockets(self, before: Deployment, after: Deployment) -> None:
+        # Those that go have been stopped with their units.
+        systemctl("stop", SERVICE, NEXT, *sorted(before.sockets().keys() & after.sockets().keys()))
+        systemctl("enable", "--quiet", *sorted(after.sockets()))
+        systemctl("start", *sorted(after.sockets()), SERVICE)
+
+    def _put_back(self, live: Deployment, wanted: Deployment, *, replace_sockets: bool) -> None:
+        host.install(live, self._places)
+        if replace_sockets:
+            self._replace_sockets(wanted, live)
+        else:
+            systemctl("restart", SERVICE)
+
+    def _start_others(self, live: Deployment | None, wanted: Deployment) -> None:
+        """Start what looks out for new certificates."""
+        for name, text in wanted.units.items():
+            if name.endswith(".path"):
+                systemctl("enable", "--quiet", name)
+                is_same = live is not None and live.units.get(name) == text
+                systemctl("start" if is_same else "restart", name)
+
+    def _tidy(self, current: str) -> None:
+        """Remove old releases, and the lists and secrets that no deployment names any more."""
+        for name in superfluous(host.releases(self._places), current):
+            shutil.rmtree(name)
+        places = [host.applied(name) for name, left in host.releases(self._places).items() if left is not None]
+        kept = [self._need_live(), host.read(self._places.wanted), *map(host.read, places)]
+        for path in self._places.lists.glob("*"):
+            if not any(str(path) in deployment.config for deployment in kept):
+                path.unlink()
+        for path in self._places.credentials.glob("*"):
+            if not any(f"LoadCredential={path.name}:" in deployment.units[SERVICE] for deployment in kept):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _pending(self) -> Iterator[None]:
+        """Leave a mark that stays where this breaks off; a failure that was dealt with is no such thing."""
+        host.write(self._places.pending, "A change is under way. The next run begins it anew.\n")
+        try:
+            yield
+        except Failure:
+            self._places.pending.unlink()
+            raise
+        self._places.pending.unlink()

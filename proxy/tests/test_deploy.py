@@ -1,0 +1,203 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deployments: which step leads to the wanted one, what is kept, and files on a host.
+
+What systemd makes of the steps is tested where there is a systemd: the scenario `greylist`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from greylist_proxy.deploy import host
+from greylist_proxy.deploy.host import Failure, Places
+from greylist_proxy.deploy.plan import (
+    SERVICE,
+    Deployment,
+    State,
+    Step,
+    changed_sections,
+    last_left,
+    mode_of,
+    next_unit,
+    step,
+    superfluous,
+    with_mode,
+)
+
+CONFIG = """\
+[smtp]
+hostname = "edge.example.org"
+
+[greylist]
+delay = "5m"
+mode = "enforce"
+
+[tarpit]
+seconds = 5
+"""
+UNITS = {
+    SERVICE: "[Unit]\nRequires=greylist-proxy.socket\n\n[Service]\nExecStart=/opt/current/x --config /etc/live.toml\n"
+    "Restart=always\n\n[Install]\nWantedBy=multi-user.target\n",
+    "greylist-proxy.socket": "[Socket]\nListenStream=25\n",
+}
+LIVE = Deployment("/opt/one", CONFIG, UNITS)
+RUNNING = State(is_running=True, are_sockets_open=True)
+
+
+@pytest.mark.parametrize(
+    ("live", "wanted", "state", "expected"),
+    [
+        pytest.param(None, LIVE, State(False, False), Step.START, id="a bare host"),
+        pytest.param(LIVE, LIVE, State(False, True), Step.START, id="it is down"),
+        pytest.param(LIVE, LIVE, State(True, False), Step.START, id="it listens by itself"),
+        pytest.param(LIVE, LIVE, RUNNING, Step.NOTHING, id="all is as wanted"),
+        pytest.param(LIVE, LIVE, State(True, True, True), Step.HAND_OVER, id="a credential is younger"),
+        pytest.param(LIVE, replace(LIVE, release="/opt/two"), RUNNING, Step.HAND_OVER, id="another release"),
+        pytest.param(
+            LIVE, replace(LIVE, units={**UNITS, SERVICE: "[Service]\n"}), RUNNING, Step.HAND_OVER, id="other limits"
+        ),
+        pytest.param(
+            LIVE,
+            replace(LIVE, units={**UNITS, "greylist-proxy.socket": "[Socket]\nListenStream=26\n"}),
+            RUNNING,
+            Step.REPLACE,
+            id="another port",
+        ),
+        pytest.param(
+            LIVE, replace(LIVE, config=CONFIG.replace("5m", "9m")), RUNNING, Step.RELOAD, id="what SIGHUP takes over"
+        ),
+        pytest.param(
+            LIVE, replace(LIVE, config=CONFIG.replace("edge", "mx")), RUNNING, Step.HAND_OVER, id="what it does not"
+        ),
+        pytest.param(
+            replace(LIVE, config="[smtp\n"), LIVE, RUNNING, Step.HAND_OVER, id="the live file was broken by hand"
+        ),
+        pytest.param(
+            LIVE,
+            replace(LIVE, units={**UNITS, "greylist-proxy-renew.path": "[Path]\n"}),
+            RUNNING,
+            Step.RELOAD,
+            id="a unit beside it",
+        ),
+    ],
+)
+def test_the_step(live: Deployment | None, wanted: Deployment, state: State, expected: Step) -> None:
+    assert step(live, wanted, state) is expected
+
+
+def test_changed_sections() -> None:
+    assert changed_sections(CONFIG, CONFIG + "\n# a remark\n") == set()
+    assert changed_sections(CONFIG, CONFIG + "\n[dns]\ntimeout = 1\n") == {"dns"}
+
+
+def test_the_unit_that_serves_beside_it() -> None:
+    text = next_unit(UNITS[SERVICE], "/opt/two", "/etc/wanted.toml", ("/opt/current", "/etc/live.toml"), ["b", "a"])
+    assert text == ("[Unit]\n\n[Service]\nSockets=a b\nExecStart=/opt/two/x --config /etc/wanted.toml\nRestart=no\n\n")
+
+
+@pytest.mark.parametrize("mode", ["observe", "off", "enforce"])
+def test_the_mode_and_nothing_else(mode: str) -> None:
+    changed = with_mode(CONFIG, mode)
+    assert mode_of(changed) == mode
+    assert changed == CONFIG.replace('"enforce"', f'"{mode}"')
+
+
+def test_a_mode_elsewhere_is_not_meant() -> None:
+    with pytest.raises(ValueError, match="no line `mode`"):
+        with_mode('[greylist]\ndelay = 5\n\n[other]\nmode = "enforce"\n', "off")
+
+
+@pytest.mark.parametrize(
+    ("releases", "current", "removed", "before"),
+    [
+        ({"a": None}, "a", [], None),
+        ({"a": 1.0, "b": None}, "b", [], "a"),
+        ({"a": 1.0, "b": 2.0, "c": 3.0, "d": None}, "d", ["a"], "c"),
+        # Gone back: what was left goes on being a place to go to.
+        ({"a": 1.0, "b": 2.0, "c": 3.0}, "a", [], "c"),
+        # Two that never were ready push none out.
+        ({"a": 1.0, "b": 2.0, "bad": None, "worse": None, "c": None}, "c", ["bad", "worse"], "b"),
+    ],
+)
+def test_releases(releases: dict[str, float | None], current: str, removed: list[str], before: str | None) -> None:
+    assert superfluous(releases, current) == removed
+    assert last_left(releases, current) == before
+
+
+def test_a_deployment_as_text() -> None:
+    assert Deployment.parse(CONFIG, LIVE.units_text()) == LIVE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "#: greylist-proxy.service\n[Service]\n",
+        "#: release /opt/one\n#: greylist-proxy.socket\n",
+        "#: release /opt/one\n#: greylist-proxy.service\n#: ../../etc/passwd\nroot\n",
+    ],
+)
+def test_what_is_no_deployment(text: str) -> None:
+    with pytest.raises(ValueError, match="has a release and the unit greylist-proxy.service"):
+        Deployment.parse(CONFIG, text)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    found = Places(tmp_path / "opt", tmp_path / "etc", tmp_path / "units", tmp_path / "run")
+    for folder in (found.home, found.etc, found.units, found.credentials):
+        folder.mkdir()
+    return found
+
+
+def test_saved_and_read(places: Places) -> None:
+    host.save(LIVE, places.wanted)
+    assert host.read(places.wanted) == LIVE
+    with pytest.raises(Failure, match="Nothing was changed"):
+        host.read(places.etc / "other")
+
+
+def test_what_is_live(places: Places) -> None:
+    assert host.read_live(places) is None
+    for name, text in UNITS.items():
+        host.write(places.units / name, text)
+    host.write(places.units / "greylist-proxy-of-somebody-else.service", "[Service]\n")
+    host.write(places.config, CONFIG)
+    assert host.read_live(places) is None
+    host.link(places.current, LIVE.release)
+    assert host.read_live(places) == LIVE
+
+
+def test_a_link_to_another_certificate_is_a_younger_credential(places: Places) -> None:
+    assert host.newest_credential(places) == 0
+    for name in ("one", "two"):
+        (places.home / name).write_text(name)
+    live = places.home / "live"
+    live.symlink_to("one")
+    (places.credentials / "tls_key").symlink_to(live)
+    first = host.newest_credential(places)
+    host.link(live, "two")
+    assert host.newest_credential(places) >= first
+    assert host.newest_credential(places) >= live.lstat().st_ctime
+
+
+def test_a_credential_that_leads_nowhere(places: Places) -> None:
+    (places.credentials / "tls_key").symlink_to(places.home / "gone")
+    with pytest.raises(Failure, match="there is no .*gone"):
+        host.newest_credential(places)
+
+
+def test_installed_releases(places: Places) -> None:
+    for name in ("whole", "left", "half"):
+        (places.home / name).mkdir()
+    for name in ("whole", "left"):
+        (places.home / name / "installed").touch()
+    host.save(LIVE, host.applied(str(places.home / "left")))
+    host.link(places.current, str(places.home / "left"))
+    found = host.releases(places)
+    assert found.keys() == {str(places.home / "whole"), str(places.home / "left")}
+    assert found[str(places.home / "whole")] is None
+    assert found[str(places.home / "left")] is not None
