@@ -110,7 +110,8 @@ def test_more_places_wake_who_waits_and_fewer_take_none_away() -> None:
         await turn_of_the_loop()
         assert (turns.taken, order) == (2, [0, 1, 2])
         turns.give()
-        assert all([await task for task in tasks])
+        got = [await task for task in tasks]
+        assert all(got)
 
     run(scene())
 
