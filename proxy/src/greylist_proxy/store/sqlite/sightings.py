@@ -99,7 +99,7 @@ class Sightings:
             return None
         (answer,) = answers.answers
         if overlay.has_passed and overlay.is_full(key, answer.pending, answers.committed, now, rules):
-            return self._at_once(asking)
+            return self._at_the_cap(asking)
         if self._is_first(triplet, earner, answer, answers.committed, now, rules):
             if (error := behind.trouble()) is not None:
                 raise error
@@ -110,13 +110,19 @@ class Sightings:
 
     def _at_once(self, asking: _Asking) -> Sighting | None:
         rules, writer = self._rules(), self._behind.writer
-        questions = _questions(asking)
-        passed: Sequence[Question] = ()
-        answers = self._reader.use(look_up, questions, writer, rules.max_pending, rules)
-        if answers is not None and self._is_full(asking, answers, rules):
-            # Only now it matters what else is no longer pending, and all is to be of one moment.
-            passed = self._passed(questions, asking.now)
-            answers = self._reader.use(look_up, [*questions, *passed], writer, rules.max_pending + len(passed), rules)
+        answers = self._reader.use(look_up, _questions(asking), writer, rules.max_pending, rules)
+        if answers is None:
+            return None
+        if self._is_full(asking, answers, rules):
+            return self._at_the_cap(asking)
+        return self._answer(asking, iter(answers.answers), answers.committed, {})
+
+    def _at_the_cap(self, asking: _Asking) -> Sighting | None:
+        """Look again: only now it matters what else is no longer pending, and all is to be of one moment."""
+        rules, questions = self._rules(), _questions(asking)
+        passed = self._passed(questions, asking.now)
+        most_pending = rules.max_pending + len(passed)
+        answers = self._reader.use(look_up, [*questions, *passed], self._behind.writer, most_pending, rules)
         if answers is None:
             return None
         return self._answer(asking, iter(answers.answers), answers.committed, self._no_longer(answers, passed))
