@@ -41,7 +41,7 @@ from greylist_proxy.log import Log
 from greylist_proxy.store import StoreError
 from greylist_proxy.store.valkey.errors import explain
 from greylist_proxy.store.valkey.keys import Command, Word
-from greylist_proxy.store.valkey.topology import make_topology
+from greylist_proxy.store.valkey.topology import SENTINEL, make_topology
 
 MAX_CALLS = 32  # at once; each has a connection of its own, and the server does one thing at a time anyway
 ROUNDS = 5  # to send a command at most, where servers redirect
@@ -58,6 +58,7 @@ class Access:
 
     username: str = ""
     password: str = field(default="", repr=False)
+    sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
     ca_file: Path | None = None
 
@@ -71,7 +72,7 @@ class Servers:
         self._access = access
         self._timeout = timeout
         self._log = log
-        self._topology = make_topology(address, self._ask, timeout)
+        self._topology = make_topology(address, self._ask, timeout, self._tell_primary)
         self._pools: dict[tuple[Endpoint, bool], ConnectionPool] = {}
         self._tls: ssl.SSLContext | None = None
         self._room = asyncio.Semaphore(MAX_CALLS)
@@ -201,7 +202,7 @@ class Servers:
 
     async def _ask(self, endpoint: Endpoint, words: tuple[Word, ...]) -> Any:
         """Put one command to one server, or sentinel."""
-        [answer] = await self._send(endpoint, [words], sentinel=words[0] == "SENTINEL")
+        [answer] = await self._send(endpoint, [words], sentinel=words[0] == SENTINEL)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -232,7 +233,7 @@ class Servers:
                 "host": endpoint.host,
                 "port": endpoint.port,
                 "db": 0 if sentinel else self._address.database,
-                "username": None if sentinel else access.username or None,
+                "username": (access.sentinel_username if sentinel else access.username) or None,
                 "password": (access.sentinel_password if sentinel else access.password) or None,
                 "parser_class": ClusterParser,
                 # Calls are bounded as a whole; this bounds the closing of a connection.
@@ -268,6 +269,9 @@ class Servers:
                 "whom, and change it; use valkeys:// and store.password_file"
             )
         self._met.add(endpoint)
+
+    def _tell_primary(self, endpoint: Endpoint) -> None:
+        self._log.event("store", state="primary", store=self.name, primary=str(endpoint))
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
