@@ -73,6 +73,12 @@ def test_it_goes_on_at_the_other_server_and_its_books_are_compared(tmp_path: Pat
     assert said["acknowledged"] == len(books["acknowledged"]) >= 20
 
     idents = [*books["acknowledged"]]
+    log = tmp_path / "log"
+    log.write_text(
+        json.dumps({"event": "decision", "id": "0A.1", "sender": f"{idents[-1]}@client.test"})
+        + "\nsystemd[1]: Started\n"
+        + json.dumps({"event": "relay", "id": "0A", "outcome": "unknown"})
+    )
     explained = [ident for ident, times in books["unanswered"].items() for _n in range(times)]
     for lines, expected in (
         (idents, (0, [], [])),
@@ -83,6 +89,7 @@ def test_it_goes_on_at_the_other_server_and_its_books_are_compared(tmp_path: Pat
         taken.write_text("".join(f"{ident} {ENDS}\n" for ident in lines))
         status, result = tool("compare", "--report", report, taken)
         assert (status, result["missing"], result["unexplained"]) == expected
+    assert tool("compare", "--report", report, "--log", log, taken)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Mails through a greylisting proxy as a well-behaved client does, and tells what happened as JSON.
 
-    python greylisted_mail.py --host ADDRESS [--port 25] --recipient anna@example.org [--keep FILE]
+    python greylisted_mail.py --host ADDRESS [--retry-host ADDRESS] [--port 25] --recipient anna@example.org
+                              [--sender bert@client.test] [--keep FILE]
 
+All attempts after the first go to --retry-host, if there is one.
 Sends a message that exercises what relays get wrong: 8-bit bytes, leading dots, long lines, blank lines at
 the end. Each of `first`, `early`, `delivered`, `foreign` has the reply's code and text, and the seconds since
 the first attempt. --keep writes the message as it was sent, with CRLF.
@@ -19,13 +21,11 @@ import time
 import uuid
 from pathlib import Path
 
-SENDER = "bert@client.test"
 
-
-def message(recipient: str) -> bytes:
+def message(sender: str, recipient: str) -> bytes:
     """A message with lines that relays get wrong, lines ended by CRLF."""
     lines = [
-        b"From: Bert <" + SENDER.encode() + b">",
+        b"From: Bert <" + sender.encode() + b">",
         b"To: <" + recipient.encode() + b">",
         b"Subject: through the proxy",
         b"Date: Mon, 23 Nov 2026 12:00:00 +0000",
@@ -51,17 +51,19 @@ def message(recipient: str) -> bytes:
 class Story:
     """Attempts to send one message, with their replies."""
 
-    def __init__(self, host: str, port: int, recipient: str) -> None:
+    def __init__(self, host: str, retry_host: str, port: int, sender: str, recipient: str) -> None:
         self._address = (host, port)
+        self._retry_address = (retry_host, port)
+        self._sender = sender
         self._recipient = recipient
-        self.message = message(recipient)
+        self.message = message(sender, recipient)
         self._started = time.monotonic()
 
     def attempt(self, recipient: str | None = None) -> dict[str, object]:
         """One session: up to the first refusal, or to the reply after the message."""
         with smtplib.SMTP(*self._address, local_hostname="client.test", timeout=60) as client:
             client.ehlo()
-            code, text = client.mail(SENDER, ["BODY=8BITMIME"])
+            code, text = client.mail(self._sender, ["BODY=8BITMIME"])
             if code == 250:
                 code, text = client.rcpt(recipient or self._recipient)
             if code == 250:
@@ -75,6 +77,7 @@ class Story:
     def tell(self) -> dict[str, dict[str, object]]:
         """First contact, a retry at once, one when the proxy said, and a recipient that is none of its own."""
         first = self.attempt()
+        self._address = self._retry_address
         early = self.attempt()
         wait = re.search(r"try again in (\d+) seconds", str(early["text"]))
         time.sleep(int(wait[1]) if wait else 0)  # a client can do no better than to wait as it was told
@@ -91,11 +94,14 @@ def main() -> None:
     """Read the arguments, mail, print the story."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", required=True)
+    parser.add_argument("--retry-host")
+    parser.add_argument("--sender", default="bert@client.test")
     parser.add_argument("--port", type=int, default=25)
     parser.add_argument("--recipient", required=True)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    story = Story(options.host, options.port, options.recipient)
+    retry_host = options.retry_host or options.host
+    story = Story(options.host, retry_host, options.port, options.sender, options.recipient)
     if options.keep:
         options.keep.write_bytes(story.message)
     print(json.dumps(story.tell()))

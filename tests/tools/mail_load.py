@@ -5,7 +5,7 @@
     python mail_load.py run --server 192.0.2.1:25 --server 192.0.2.2:25 --recipient anna@example.org --report FILE
     python mail_load.py wait --report FILE --more 20
     python mail_load.py stop --report FILE
-    python mail_load.py compare --report FILE TAKEN…
+    python mail_load.py compare --report FILE [--log FILE]… TAKEN…
 
 `run` sends new messages from several senders at once, each as a queueing mail server does: a server that refuses the
 connection, breaks it off or says 421 is followed by the next one at once; a 4xx puts the message off for --retry
@@ -32,7 +32,7 @@ final dot or after it.
 took. `stop` makes the stop file and returns when the last report is there. `compare` reads ids from files, or `-`, one
 a line, once for each time that a mail server has the message; `grep -rhoaE '^load-[0-9a-f]+ ends here'` finds them in a
 mailbox: the line is the message's last. It fails where an acknowledged one is missing, or where one is there more
-often than a 250 and unanswered dots explain.
+often than a 250, unanswered dots, and `outcome=unknown` in the proxies' logs (--log) explain.
 """
 
 from __future__ import annotations
@@ -278,6 +278,19 @@ def stop(options: argparse.Namespace) -> int:
     return int(bool(report["under_way"] or report["refused"]))
 
 
+def unknown(logs: list[Path]) -> Counter[str]:
+    """Count the transactions of which a proxy does not know if a mail server took them, by the message's id."""
+    senders, lost = {}, []
+    for path in logs:
+        for line in path.read_text().splitlines():
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "decision":
+                senders[event["id"].partition(".")[0]] = event["sender"].partition("@")[0]
+            elif event.get("event") == "relay" and event["outcome"] == "unknown":
+                lost.append(event["id"])
+    return Counter(senders[ident] for ident in lost)
+
+
 def compare(options: argparse.Namespace) -> int:
     """Hold the report against what mail servers took."""
     report = read(options.report)
@@ -285,11 +298,9 @@ def compare(options: argparse.Namespace) -> int:
     for name in options.taken:
         text = sys.stdin.read() if name == "-" else Path(name).read_text()
         taken.update(re.findall(r"^load-[0-9a-f]+", text, re.MULTILINE))
-    acknowledged, unanswered = report["acknowledged"], report["unanswered"]
+    acknowledged, unanswered = report["acknowledged"], Counter(report["unanswered"]) + unknown(options.log)
     missing = sorted({*acknowledged} - {*taken})
-    twice = sorted(
-        ident for ident, times in taken.items() if times > (ident in acknowledged) + unanswered.get(ident, 0)
-    )
+    twice = sorted(ident for ident, times in taken.items() if times > (ident in acknowledged) + unanswered[ident])
     result = {"acknowledged": len(acknowledged), "taken": taken.total(), "missing": missing, "unexplained": twice}
     print(json.dumps(result))
     return int(bool(missing or twice or not acknowledged))
@@ -318,6 +329,7 @@ def main() -> int:
     compares = commands.add_parser("compare")
     compares.set_defaults(call=compare)
     compares.add_argument("taken", nargs="+")
+    compares.add_argument("--log", type=Path, action="append", default=[])
     for command in (runs, waits, stops, compares):
         command.add_argument("--report", type=Path, required=True)
     options = parser.parse_args()
