@@ -21,7 +21,6 @@ import time
 import uuid
 from pathlib import Path
 
-
 SENDER = "bert@client.test"
 
 
