@@ -108,6 +108,25 @@ def test_a_primary_that_falls_silent_is_left_and_not_taken_again(tmp_path: Path)
         run(servers.address, play, 0.5)
 
 
+def test_who_waits_for_a_dead_primary_is_led_to_the_next_one(tmp_path: Path) -> None:
+    with watched(tmp_path) as servers:
+
+        async def play(store: ValkeyStore) -> None:
+            assert await known(store, NETWORKS[0]) == [False]
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
+            servers.primary.pause()
+            calls = [asyncio.create_task(known(store, NETWORKS[0])) for _n in range(10)]
+            await until(lambda: servers.named() == servers.replica.port)
+            # One that begins now asks the sentinels, as after any failure; the others have most of their time left.
+            store._servers._topology.forget()
+            began = asyncio.get_running_loop().time()
+            assert await known(store, NETWORKS[0]) == [True]
+            assert await asyncio.gather(*calls) == [[True]] * 10
+            assert asyncio.get_running_loop().time() - began < 5
+
+        run(servers.address, play)
+
+
 def test_a_primary_and_a_sentinel_die_behind_tls_and_passwords(tmp_path: Path) -> None:
     files = make_certificate(tmp_path, "servers", "127.0.0.1")
     stream = io.StringIO()
@@ -161,6 +180,7 @@ def test_a_primary_that_was_demoted_is_left_without_an_error(tmp_path: Path) -> 
 
         async def play(store: ValkeyStore) -> None:
             await known(store, NETWORKS[0])
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
             servers.sentinel.say("SENTINEL", "FAILOVER", "mail")
             await until(lambda: servers.named() == servers.replica.port)
             # The sentinel would do that too, ten seconds later.

@@ -58,6 +58,10 @@ class Explained(Exception):
     """A failure whose text says all there is to say."""
 
 
+class Superseded(Explained):
+    """Instead of an answer: the sentinels name another primary by now, and the old one is waited for no longer."""
+
+
 def explain(error: BaseException, *, sentinel: bool = False) -> str:
     """Say why, and what mends it; no secret is in what servers and the library say, and none is added."""
     if isinstance(error, Explained):

@@ -4,9 +4,9 @@
 
 `run` sends commands, those for one server in one write, and returns their answers in order. All of it, from
 finding the server to the last answer, takes `timeout` seconds at most. A command is sent again only where the server
-said that it did not carry it out: it lies elsewhere (MOVED, ASK, READONLY), or the script is not known there. Anything
-else fails the call, and the next one begins anew: connections that broke are opened again, and who has what is asked
-again.
+said that it did not carry it out: it lies elsewhere (MOVED, ASK, READONLY), or the script is not known there; and to
+the new primary, where sentinels name one while the old one is waited for. Anything else fails the call, and the next
+one begins anew: connections that broke are opened again, and who has what is asked again.
 
 A timeout may hit a command that the server carries out after all. For a store of this kind that does no harm: a
 sighting may be noted that nobody was told of.
@@ -39,7 +39,7 @@ from valkey.exceptions import (
 from greylist_proxy.config_values import Endpoint, ServerAddress
 from greylist_proxy.log import Log
 from greylist_proxy.store import StoreError
-from greylist_proxy.store.valkey.errors import explain
+from greylist_proxy.store.valkey.errors import Superseded, explain
 from greylist_proxy.store.valkey.keys import Command, Word
 from greylist_proxy.store.valkey.topology import SENTINEL, make_topology
 
@@ -49,7 +49,7 @@ TRY_AGAIN = 0.02  # seconds; while a slot moves, some keys are here and some the
 SCAN_COUNT = 500  # keys that a server looks at for one page; well under a millisecond
 OLDEST = (6, 2)
 # What says that a command was not carried out, and may be elsewhere or later. MOVED is an ASK for the library.
-NOT_DONE = (NoScriptError, AskError, TryAgainError, ReadOnlyError)
+NOT_DONE = (NoScriptError, AskError, TryAgainError, ReadOnlyError, Superseded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +72,11 @@ class Servers:
         self._access = access
         self._timeout = timeout
         self._log = log
-        self._topology = make_topology(address, self._ask, timeout, self._tell_primary)
+        self._topology = make_topology(address, self._ask, timeout, self._primary_changed)
         self._pools: dict[tuple[Endpoint, bool], ConnectionPool] = {}
         self._tls: ssl.SSLContext | None = None
         self._room = asyncio.Semaphore(MAX_CALLS)
+        self._talks: dict[asyncio.Timeout, Endpoint] = {}  # with primaries, each until it is cut short
         self._met: set[Endpoint] = set()
         self._warned: set[str] = set()
 
@@ -193,6 +194,21 @@ class Servers:
 
     async def _exchange(self, endpoint: Endpoint, asking: bool, words: Sequence[tuple[Word, ...]]) -> list[Any]:
         """Send commands to one server and return its answers, errors among them."""
+        if self._address.kind != "sentinel":
+            return await self._talk(endpoint, asking, words)
+        # Who waits for a primary that is dead would learn of the next one only when his time is over.
+        try:
+            async with asyncio.timeout(None) as talk:
+                self._talks[talk] = endpoint
+                return await self._talk(endpoint, asking, words)
+        except TimeoutError:
+            if not talk.expired():
+                raise
+            return [Superseded(f"{endpoint} is not the primary any more")] * len(words)
+        finally:
+            del self._talks[talk]
+
+    async def _talk(self, endpoint: Endpoint, asking: bool, words: Sequence[tuple[Word, ...]]) -> list[Any]:
         if endpoint not in self._met:
             await self._meet(endpoint)
         if asking:
@@ -270,7 +286,11 @@ class Servers:
             )
         self._met.add(endpoint)
 
-    def _tell_primary(self, endpoint: Endpoint) -> None:
+    def _primary_changed(self, endpoint: Endpoint) -> None:
+        now = asyncio.get_running_loop().time()
+        for talk, place in self._talks.items():
+            if place != endpoint:
+                talk.reschedule(now)
         self._log.event("store", state="primary", store=self.name, primary=str(endpoint))
 
     def _warn(self, message: str) -> None:
