@@ -2,13 +2,13 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# dev/image.sh SUITE: makes a container image of a bare Debian with systemd and Python, from Debian's own
-# packages, unless the machine has it. Prints the image's name. The name holds a digest of this recipe, so that
-# checkouts with different recipes do not share an image.
+# dev/image.sh SUITE [PACKAGE…]: makes a container image of a bare Debian with systemd and Python, and these packages,
+# from Debian's own packages, unless the machine has it. Prints the image's name. The name holds a digest of this
+# recipe, so that checkouts with different recipes do not share an image.
 
 set -euo pipefail
 suite=$1
-packages=systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2
+packages=$(IFS=,; echo "systemd,systemd-sysv,dbus,python3,ca-certificates,iproute2${2+,${*:2}}")
 image=localhost/mailops-tarpit-debian:$suite-$(printf '%s' "$suite $packages" | sha256sum | cut -c1-12)
 here=$(cd "$(dirname "$0")" && pwd)
 export CONTAINERS_CONF=$here/podman/containers.conf

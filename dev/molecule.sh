@@ -19,12 +19,12 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ $# -eq 0 ] || shift
-[ ${#scenarios[@]} -gt 0 ] || scenarios=(windows exchange greylist)
+[ ${#scenarios[@]} -gt 0 ] || scenarios=(windows exchange greylist cluster)
 [ $# -gt 0 ] || set -- test
 
 status=0
 for scenario in "${scenarios[@]}"; do
-    if [ "$scenario" = greylist ] && [ "$(id -u)" != 0 ]; then
+    if [[ $scenario =~ ^(greylist|cluster)$ ]] && [ "$(id -u)" != 0 ]; then
         echo "setup: the scenario $scenario needs root, for containers that run systemd" >&2
         status=3
     else

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from greylist_proxy.log import Log
 from greylist_proxy.policy import Earned, Identity, Rules, Triplet
 from greylist_proxy.store import Allowance, Limits, Store, StoreError, Wanted
 from greylist_proxy.store.valkey import ValkeyStore
+from greylist_proxy.store.valkey.errors import Explained
 from greylist_proxy.store.valkey.keys import Keys
 from greylist_proxy.store.valkey.servers import Access
 from greylist_proxy.store.valkey.topology import Cluster, Sentinels
@@ -24,17 +27,23 @@ from valkey.exceptions import ConnectionError as ServerGone
 
 from .peers import DEADLINE, free_port, until
 from .test_valkey_failures import RIGHTS
-from .valkey_servers import ThreeNodes, cluster, watched
+from .valkey_servers import ThreeNodes, cluster, make_certificate, watched
 
 SENDER, RECIPIENT = "a@far.test", "u@here.test"
+# The right that store/valkey/__init__.py documents.
+SENTINEL_RIGHT = "+sentinel|get-master-addr-by-name"
 NETWORKS = [Identity(f"192.0.{number}.0/24", f"192.0.{number}.9") for number in range(30)]
 
 
 def run(
-    where: ServerAddress, play: Callable[[ValkeyStore], Awaitable[Any]], timeout: float = 20, **access: Any
+    where: ServerAddress,
+    play: Callable[[ValkeyStore], Awaitable[Any]],
+    timeout: float = 20,
+    log: Log | None = None,
+    **access: Any,
 ) -> None:
     async def whole() -> None:
-        store = ValkeyStore(where, Rules(auto_allow_after=2), Limits(timeout), Log(), Access(**access))
+        store = ValkeyStore(where, Rules(auto_allow_after=2), Limits(timeout), log or Log(), Access(**access))
         try:
             await play(store)
         finally:
@@ -80,11 +89,98 @@ def test_a_failover_is_followed(tmp_path: Path) -> None:
         run(servers.address, play, 2)
 
 
+def test_a_primary_that_falls_silent_is_left_and_not_taken_again(tmp_path: Path) -> None:
+    with watched(tmp_path) as servers:
+
+        async def play(store: ValkeyStore) -> None:
+            assert await known(store, NETWORKS[0]) == [False]
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
+            servers.primary.pause()
+            found, failures = await in_the_end(lambda: known(store, NETWORKS[0]))
+            assert found == [True]
+            assert failures > 0
+            # It wakes, and takes itself for the primary still.
+            servers.primary.resume()
+            assert await known(store, NETWORKS[0], NETWORKS[1]) == [True, False]
+            assert servers.replica.say("ROLE")[0] == b"master"
+            assert servers.replica.say("DBSIZE") == 2
+
+        run(servers.address, play, 0.5)
+
+
+def test_who_waits_for_a_dead_primary_is_led_to_the_next_one(tmp_path: Path) -> None:
+    with watched(tmp_path) as servers:
+
+        async def play(store: ValkeyStore) -> None:
+            assert await known(store, NETWORKS[0]) == [False]
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
+            servers.primary.pause()
+            calls = [asyncio.create_task(known(store, NETWORKS[0])) for _n in range(10)]
+            await until(lambda: servers.named() == servers.replica.port)
+            # One that begins now asks the sentinels, as after any failure; the others have most of their time left.
+            store._servers._topology.forget()
+            began = asyncio.get_running_loop().time()
+            assert await known(store, NETWORKS[0]) == [True]
+            assert await asyncio.gather(*calls) == [[True]] * 10
+            assert asyncio.get_running_loop().time() - began < 5
+
+        run(servers.address, play)
+
+
+def test_a_primary_and_a_sentinel_die_behind_tls_and_passwords(tmp_path: Path) -> None:
+    files = make_certificate(tmp_path, "servers", "127.0.0.1")
+    stream = io.StringIO()
+    with watched(tmp_path, 3, files, "within") as servers:
+        for server in (servers.primary, servers.replica):
+            server.say("ACL", "SETUSER", "mail", "on", ">mails", *RIGHTS.split())
+        for guard in servers.sentinels:
+            guard.say("ACL", "SETUSER", "asks", "on", ">questions", "-@all", SENTINEL_RIGHT)
+
+        async def play(store: ValkeyStore) -> None:
+            assert await known(store, NETWORKS[0]) == [False]
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
+            # The one that was asked first, and will be asked again.
+            servers.sentinels.pop(0).kill()
+            servers.primary.kill()
+            await until(lambda: servers.named() == servers.replica.port)
+            decided = asyncio.get_running_loop().time()
+            found, _failures = await in_the_end(lambda: known(store, NETWORKS[0]))
+            assert asyncio.get_running_loop().time() - decided < 1
+            assert found == [True]
+
+        run(
+            servers.address,
+            play,
+            2,
+            log=Log(stream),
+            username="mail",
+            password="mails",
+            sentinel_username="asks",
+            sentinel_password="questions",
+            ca_file=files.authority,
+        )
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(event["state"], event["primary"]) for event in events] == [("primary", str(servers.replica.endpoint))]
+
+
+def test_a_sentinel_that_lets_nobody_in_says_what_to_set(tmp_path: Path) -> None:
+    with watched(tmp_path, password="within") as servers:
+
+        async def play(store: ValkeyStore) -> None:
+            with pytest.raises(StoreError, match="store.sentinel_password_file"):
+                await known(store, NETWORKS[0])
+
+        run(servers.address, play, password="within")
+        run(servers.address, play, password="within", sentinel_password="wrong")
+        run(servers.address, play, password="within", sentinel_username="nobody", sentinel_password="within")
+
+
 def test_a_primary_that_was_demoted_is_left_without_an_error(tmp_path: Path) -> None:
     with watched(tmp_path) as servers:
 
         async def play(store: ValkeyStore) -> None:
             await known(store, NETWORKS[0])
+            await until(lambda: servers.replica.say("DBSIZE") == servers.primary.say("DBSIZE"))
             servers.sentinel.say("SENTINEL", "FAILOVER", "mail")
             await until(lambda: servers.named() == servers.replica.port)
             # The sentinel would do that too, ten seconds later.
@@ -116,7 +212,7 @@ def test_sentinels_that_are_silent_or_know_nothing_are_passed_over() -> None:
         assert asked == [1, 2, 3, 1, 2, 3]
         hosts[:] = hosts[:2]
         lost = Sentinels(hosts, "mail", ask, 0.01)
-        with pytest.raises(ServerGone, match=r"192.0.2.1:1 does not answer; 192.0.2.1:2 knows nothing of mail"):
+        with pytest.raises(Explained, match=r"192.0.2.1:1 does not answer; 192.0.2.1:2 knows nothing of mail"):
             await lost.locate(b"")
 
     asyncio.run(play())

@@ -78,7 +78,8 @@ class Server:
             settings |= {"tls_ca_cert_file": self._tls.authority}
         config = self._folder / "server.conf"
         lines = (
-            f"{name.replace('sentinel_', 'sentinel ').replace('_', '-')} {value}\n" for name, value in settings.items()
+            f"{name.replace('sentinel_', 'sentinel ', 1).replace('_', '-')} {value}\n"
+            for name, value in settings.items()
         )
         config.write_text("".join(lines))
         command = [program(), str(config), *(["--sentinel"] if self._sentinel else [])]
@@ -146,37 +147,68 @@ def single(folder: Path, **settings: Any) -> Iterator[Server]:
 
 @dataclass
 class Watched:
-    """A primary, its replica, and the sentinel that makes the replica primary when the primary is gone."""
+    """A primary, its replica, and the sentinels that make the replica primary when the primary is gone."""
 
     primary: Server
     replica: Server
-    sentinel: Server
+    sentinels: list[Server]
+    tls: bool = False
+
+    @property
+    def sentinel(self) -> Server:
+        return self.sentinels[0]
 
     @property
     def address(self) -> ServerAddress:
-        return ServerAddress("sentinel", False, (self.sentinel.endpoint,), "mail")
+        return ServerAddress("sentinel", self.tls, tuple(each.endpoint for each in self.sentinels), "mail")
 
     def named(self) -> int:
-        """The port of the one that the sentinel names."""
+        """The port of the one that the first sentinel names."""
         return int(self.sentinel.say("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mail")[1])
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
-    """One sentinel is enough for itself (a quorum of 1)."""
-    primary = Server(folder)
-    replica = Server(folder, replicaof=f"{HOST} {primary.port}", repl_diskless_sync_delay=0)
-    sentinel = Server(
-        folder,
-        sentinel=True,
-        sentinel_monitor=f"mail {HOST} {primary.port} 1",
-        sentinel_down_after_milliseconds="mail 300",
-        sentinel_failover_timeout="mail 2000",
-    )
-    with running(primary, replica, sentinel):
+def watched(
+    folder: Path, sentinels: int = 1, files: CertificateFiles | None = None, password: str = ""
+) -> Iterator[Watched]:
+    """Start them; the majority of the sentinels decides. They know each other, and the tests, by `password`."""
+    shared: dict[str, Any] = {"requirepass": password} if password else {}
+    if files is not None:
+        shared["tls_replication"] = "yes"
+    servers = shared | ({"masterauth": password} if password else {}) | {"repl_diskless_sync_delay": 0}
+    primary = Server(folder, **servers)
+    replica = Server(folder, replicaof=f"{HOST} {primary.port}", **servers)
+    guards = [
+        Server(
+            folder,
+            sentinel=True,
+            sentinel_monitor=f"mail {HOST} {primary.port} {sentinels // 2 + 1}",
+            sentinel_down_after_milliseconds="mail 300",
+            sentinel_failover_timeout="mail 2000",
+            **shared,
+            **({"sentinel_auth_pass": f"mail {password}", "sentinel_sentinel_pass": password} if password else {}),
+        )
+        for _n in range(sentinels)
+    ]
+    for server in (primary, replica, *guards):
+        server.password = password or None
+        if files is not None:
+            server.with_tls(files)
+    with running(primary, replica, *guards):
         wait_until(lambda: replica.say("ROLE")[3] == b"connected", "the replica")
-        wait_until(lambda: sentinel.say("SENTINEL", "REPLICAS", "mail"), "the sentinel to see the replica")
-        yield Watched(primary, replica, sentinel)
+        for guard in guards:
+            wait_until(functools.partial(_sees_all, guard, sentinels), "a sentinel to see the others")
+        yield Watched(primary, replica, guards, files is not None)
+
+
+def _sees_all(guard: Server, sentinels: int) -> bool:
+    """Tell whether a sentinel knows the other ones, and a replica that it could make primary."""
+    replicas = guard.say("SENTINEL", "REPLICAS", "mail")
+    return (
+        len(guard.say("SENTINEL", "SENTINELS", "mail")) == sentinels - 1
+        and bool(replicas)
+        and dict(zip(replicas[0][::2], replicas[0][1::2], strict=True))[b"master-link-status"] == b"ok"
+    )
 
 
 @dataclass

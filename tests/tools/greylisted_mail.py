@@ -21,6 +21,8 @@ import time
 import uuid
 from pathlib import Path
 
+SENDER = "bert@client.test"
+
 
 def message(sender: str, recipient: str) -> bytes:
     """A message with lines that relays get wrong, lines ended by CRLF."""
@@ -51,9 +53,11 @@ def message(sender: str, recipient: str) -> bytes:
 class Story:
     """Attempts to send one message, with their replies."""
 
-    def __init__(self, host: str, retry_host: str, port: int, sender: str, recipient: str) -> None:
+    def __init__(
+        self, host: str, port: int, recipient: str, *, sender: str = SENDER, retry_host: str | None = None
+    ) -> None:
         self._address = (host, port)
-        self._retry_address = (retry_host, port)
+        self._retry_address = (retry_host or host, port)
         self._sender = sender
         self._recipient = recipient
         self.message = message(sender, recipient)
@@ -95,13 +99,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", required=True)
     parser.add_argument("--retry-host")
-    parser.add_argument("--sender", default="bert@client.test")
+    parser.add_argument("--sender", default=SENDER)
     parser.add_argument("--port", type=int, default=25)
     parser.add_argument("--recipient", required=True)
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    retry_host = options.retry_host or options.host
-    story = Story(options.host, retry_host, options.port, options.sender, options.recipient)
+    story = Story(options.host, options.port, options.recipient, sender=options.sender, retry_host=options.retry_host)
     if options.keep:
         options.keep.write_bytes(story.message)
     print(json.dumps(story.tell()))

@@ -328,6 +328,9 @@ class StoreSection(Section):
     password_file: OptionalPath = Field(
         default=None, description="the absolute path of a file that holds the Valkey password, or empty"
     )
+    sentinel_username: str = Field(
+        default="", max_length=255, description="the name of a user of the sentinels, or empty"
+    )
     sentinel_password_file: OptionalPath = Field(
         default=None, description="the absolute path of a file that holds the sentinels' password, or empty"
     )

@@ -25,6 +25,7 @@ def make_store(section: StoreSection, rules: Rules, log: Log) -> Store:
     access = Access(
         section.username,
         read_secret("store.password_file", section.password_file),
+        section.sentinel_username,
         read_secret("store.sentinel_password_file", section.sentinel_password_file),
         section.ca_file,
     )

@@ -20,7 +20,9 @@ decision), TLS and a password where it is not on this host, and no more rights t
     user NAME on >PASSWORD ~greylist:* -@all +@read +@write -@dangerous +eval +evalsha +time +info +select
 
 A cluster wants `+cluster|slots +asking` as well (what has several keys, as a sighting has, fails there while their
-slot moves to another node); `info` is only for warnings, and sentinels have users of their own.
+slot moves to another node); `info` is only for warnings. Sentinels have users of their own, who need
+
+    user NAME on >PASSWORD -@all +sentinel|get-master-addr-by-name
 """
 
 from __future__ import annotations

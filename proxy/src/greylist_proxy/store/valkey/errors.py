@@ -36,6 +36,14 @@ MEANING = {
     "WRONGTYPE": "its keys with this prefix are another program's: choose another store.prefix",
     "BUSY": "a script runs there and does not end",
 }
+# What a sentinel means by a word, where that is something else.
+SENTINEL_MEANING = {
+    "NOAUTH": "it wants a password: set store.sentinel_password_file, and store.sentinel_username where it has users",
+    "WRONGPASS": (
+        "it refuses the user or the password: check store.sentinel_username and store.sentinel_password_file"
+    ),
+    "NOPERM": "its ACL does not let this user ask for the primary's address",
+}
 WORD = re.compile(rf"\b(?:{'|'.join(MEANING)})\b")
 # Answers that say it without such a word.
 PHRASES = (
@@ -46,8 +54,19 @@ PHRASES = (
 )
 
 
-def explain(error: BaseException) -> str:
+class Explained(Exception):
+    """A failure whose text says all there is to say."""
+
+
+class Superseded(Explained):
+    """Instead of an answer: the sentinels name another primary by now, and the old one is waited for no longer."""
+
+
+def explain(error: BaseException, *, sentinel: bool = False) -> str:
     """Say why, and what mends it; no secret is in what servers and the library say, and none is added."""
+    if isinstance(error, Explained):
+        return str(error)
+    meaning = MEANING | SENTINEL_MEANING if sentinel else MEANING
     said = " ".join(str(error).split())[:LONGEST] or type(error).__name__
     word = next((word for kind, word in BY_CLASS if isinstance(error, kind)), None)
     if word is None:
@@ -55,7 +74,7 @@ def explain(error: BaseException) -> str:
     if word is None and (match := WORD.search(said)):
         word = match[0]
     if word is not None:
-        return f"{MEANING[word]} ({said})"
+        return f"{meaning[word]} ({said})"
     if isinstance(error, exceptions.AuthenticationError):
-        return f"{MEANING['WRONGPASS']} ({said})"
+        return f"{meaning['WRONGPASS']} ({said})"
     return said

@@ -4,9 +4,9 @@
 
 `run` sends commands, those for one server in one write, and returns their answers in order. All of it, from
 finding the server to the last answer, takes `timeout` seconds at most. A command is sent again only where the server
-said that it did not carry it out: it lies elsewhere (MOVED, ASK, READONLY), or the script is not known there. Anything
-else fails the call, and the next one begins anew: connections that broke are opened again, and who has what is asked
-again.
+said that it did not carry it out: it lies elsewhere (MOVED, ASK, READONLY), or the script is not known there; and to
+the new primary, where sentinels name one while the old one is waited for. Anything else fails the call, and the next
+one begins anew: connections that broke are opened again, and who has what is asked again.
 
 A timeout may hit a command that the server carries out after all. For a store of this kind that does no harm: a
 sighting may be noted that nobody was told of.
@@ -39,9 +39,9 @@ from valkey.exceptions import (
 from greylist_proxy.config_values import Endpoint, ServerAddress
 from greylist_proxy.log import Log
 from greylist_proxy.store import StoreError
-from greylist_proxy.store.valkey.errors import explain
+from greylist_proxy.store.valkey.errors import Superseded, explain
 from greylist_proxy.store.valkey.keys import Command, Word
-from greylist_proxy.store.valkey.topology import make_topology
+from greylist_proxy.store.valkey.topology import SENTINEL, make_topology
 
 MAX_CALLS = 32  # at once; each has a connection of its own, and the server does one thing at a time anyway
 ROUNDS = 5  # to send a command at most, where servers redirect
@@ -49,7 +49,7 @@ TRY_AGAIN = 0.02  # seconds; while a slot moves, some keys are here and some the
 SCAN_COUNT = 500  # keys that a server looks at for one page; well under a millisecond
 OLDEST = (6, 2)
 # What says that a command was not carried out, and may be elsewhere or later. MOVED is an ASK for the library.
-NOT_DONE = (NoScriptError, AskError, TryAgainError, ReadOnlyError)
+NOT_DONE = (NoScriptError, AskError, TryAgainError, ReadOnlyError, Superseded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Access:
 
     username: str = ""
     password: str = field(default="", repr=False)
+    sentinel_username: str = ""
     sentinel_password: str = field(default="", repr=False)
     ca_file: Path | None = None
 
@@ -71,10 +72,11 @@ class Servers:
         self._access = access
         self._timeout = timeout
         self._log = log
-        self._topology = make_topology(address, self._ask, timeout)
+        self._topology = make_topology(address, self._ask, timeout, self._primary_changed)
         self._pools: dict[tuple[Endpoint, bool], ConnectionPool] = {}
         self._tls: ssl.SSLContext | None = None
         self._room = asyncio.Semaphore(MAX_CALLS)
+        self._talks: dict[asyncio.Timeout, Endpoint] = {}  # with primaries, each until it is cut short
         self._met: set[Endpoint] = set()
         self._warned: set[str] = set()
 
@@ -192,6 +194,21 @@ class Servers:
 
     async def _exchange(self, endpoint: Endpoint, asking: bool, words: Sequence[tuple[Word, ...]]) -> list[Any]:
         """Send commands to one server and return its answers, errors among them."""
+        if self._address.kind != "sentinel":
+            return await self._talk(endpoint, asking, words)
+        # Who waits for a primary that is dead would learn of the next one only when his time is over.
+        try:
+            async with asyncio.timeout(None) as talk:
+                self._talks[talk] = endpoint
+                return await self._talk(endpoint, asking, words)
+        except TimeoutError:
+            if not talk.expired():
+                raise
+            return [Superseded(f"{endpoint} is not the primary any more")] * len(words)
+        finally:
+            del self._talks[talk]
+
+    async def _talk(self, endpoint: Endpoint, asking: bool, words: Sequence[tuple[Word, ...]]) -> list[Any]:
         if endpoint not in self._met:
             await self._meet(endpoint)
         if asking:
@@ -201,7 +218,7 @@ class Servers:
 
     async def _ask(self, endpoint: Endpoint, words: tuple[Word, ...]) -> Any:
         """Put one command to one server, or sentinel."""
-        [answer] = await self._send(endpoint, [words], sentinel=words[0] == "SENTINEL")
+        [answer] = await self._send(endpoint, [words], sentinel=words[0] == SENTINEL)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -232,7 +249,7 @@ class Servers:
                 "host": endpoint.host,
                 "port": endpoint.port,
                 "db": 0 if sentinel else self._address.database,
-                "username": None if sentinel else access.username or None,
+                "username": (access.sentinel_username if sentinel else access.username) or None,
                 "password": (access.sentinel_password if sentinel else access.password) or None,
                 "parser_class": ClusterParser,
                 # Calls are bounded as a whole; this bounds the closing of a connection.
@@ -268,6 +285,13 @@ class Servers:
                 "whom, and change it; use valkeys:// and store.password_file"
             )
         self._met.add(endpoint)
+
+    def _primary_changed(self, endpoint: Endpoint) -> None:
+        now = asyncio.get_running_loop().time()
+        for talk, place in self._talks.items():
+            if place != endpoint:
+                talk.reschedule(now)
+        self._log.event("store", state="primary", store=self.name, primary=str(endpoint))
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

@@ -19,7 +19,10 @@ from valkey.crc import VALKEY_CLUSTER_HASH_SLOTS, key_slot
 from valkey.exceptions import ConnectionError, ValkeyError
 
 from greylist_proxy.config_values import Endpoint, ServerAddress
+from greylist_proxy.store.valkey.errors import Explained, explain
 from greylist_proxy.store.valkey.keys import Word
+
+SENTINEL = "SENTINEL"  # the command that only sentinels know
 
 Ask = Callable[[Endpoint, tuple[Word, ...]], Awaitable[Any]]
 
@@ -28,7 +31,7 @@ class Topology(Protocol):
     """Who has what. A wrong answer costs a redirection or an error; then it is asked for again."""
 
     async def locate(self, key: bytes) -> Endpoint:
-        """Return who has a key. ConnectionError: nobody says."""
+        """Return who has a key. Explained, ConnectionError: nobody says."""
 
     async def primaries(self) -> Sequence[Endpoint]:
         """Return all that together have all keys, asked for anew."""
@@ -40,14 +43,17 @@ class Topology(Protocol):
         """Ask again before the next call: a server failed, or is no primary any more."""
 
 
-def make_topology(address: ServerAddress, ask: Ask, timeout: float) -> Topology:
-    """Choose by the address; `ask` puts one command to one server, a call may take `timeout` seconds."""
+def make_topology(address: ServerAddress, ask: Ask, timeout: float, changed: Callable[[Endpoint], None]) -> Topology:
+    """Choose by the address; `ask` puts one command to one server, a call may take `timeout` seconds.
+
+    `changed` is told of the primary that sentinels name in the place of another.
+    """
     # One silent server must leave time for the next one, and for the call itself.
     patience = timeout / (min(len(address.hosts), 3) + 1)
     if address.kind == "single":
         return Single(address.hosts[0])
     if address.kind == "sentinel":
-        return Sentinels(address.hosts, address.master, ask, patience)
+        return Sentinels(address.hosts, address.master, ask, patience, changed)
     return Cluster(address.hosts, ask, patience)
 
 
@@ -75,22 +81,34 @@ class Single:
 class Sentinels:
     """The primary that the sentinels name. One that was demoted refuses changes, and they are asked again."""
 
-    def __init__(self, hosts: Sequence[Endpoint], master: str, ask: Ask, patience: float) -> None:
+    def __init__(
+        self,
+        hosts: Sequence[Endpoint],
+        master: str,
+        ask: Ask,
+        patience: float,
+        changed: Callable[[Endpoint], None] = lambda endpoint: None,
+    ) -> None:
         self._hosts = list(hosts)
         self._master = master
         self._ask = ask
         self._patience = patience
+        self._changed = changed
         self._primary: Endpoint | None = None
+        self._latest: Endpoint | None = None
 
     async def locate(self, key: bytes) -> Endpoint:
         """Return the primary."""
         if self._primary is None:
-            words = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master)
+            words = (SENTINEL, "GET-MASTER-ADDR-BY-NAME", self._master)
             asked, answer = await _first_answer(self._hosts, words, self._ask, self._patience)
             # The next question goes first to the one that answered.
             self._hosts.remove(asked)
             self._hosts.insert(0, asked)
             self._primary = Endpoint(answer[0].decode(), int(answer[1]))
+            if self._latest not in (None, self._primary):
+                self._changed(self._primary)
+            self._latest = self._primary
         return self._primary
 
     async def primaries(self) -> Sequence[Endpoint]:
@@ -159,7 +177,7 @@ class Cluster:
 async def _first_answer(
     hosts: Sequence[Endpoint], words: tuple[Word, ...], ask: Ask, patience: float
 ) -> tuple[Endpoint, Any]:
-    """Ask one after the other, `patience` seconds each, until one answers. ConnectionError: none does."""
+    """Ask one after the other, `patience` seconds each, until one answers. Explained: none does."""
     failures = []
     for host in list(hosts):
         try:
@@ -171,5 +189,5 @@ async def _first_answer(
         except TimeoutError:
             failures.append(f"{host} does not answer")
         except ValkeyError as error:
-            failures.append(str(error))
-    raise ConnectionError("; ".join(dict.fromkeys(failures)))
+            failures.append(f"{host}: {explain(error, sentinel=words[0] == SENTINEL)}")
+    raise Explained("; ".join(failures))
