@@ -6,8 +6,8 @@
 # A part whose target exits with 3 could not run here (setup.sh has said what is missing).
 #
 # With CI=true nobody waits: five minutes of soak and two of search for bad inputs are parts too. They judge memory and
-# answers, not speed, so they run beside the first parts, which wait much; what they print follows when they have ended.
-# Nothing runs beside `integration`, which has use for all processors.
+# answers, not speed, so they run, with the linters, beside the molecule scenarios, which wait much; what they print
+# follows when all have ended. Nothing runs beside `integration`, which has use for all processors.
 #
 # Exit status: 0 all ran and passed; 1 a part failed, or did not run while CI=true; 3 a part did not run.
 
@@ -39,13 +39,15 @@ if [ "${CI-}" = true ]; then
     parts=(lint molecule soak fuzz unit integration)
     set -m
     (
+        run lint
         run soak SOAK_SECONDS=300
         run fuzz FUZZ_SECONDS=120
     ) >"$results/printed" 2>&1 &
     beside=$!
     set +m
+else
+    run lint
 fi
-run lint
 run molecule
 if [ -n "$beside" ]; then
     wait "$beside"
