@@ -49,9 +49,12 @@ ABORT_PATIENCE = 10.0  # seconds for the master process to end
 
 
 class PostfixServer:
-    """Takes mail for `here.test`, and hands it to the sink as soon as it is queued. `settings` go into main.cf."""
+    """Takes mail for `here.test`, and hands it to the sink as soon as it is queued.
 
-    def __init__(self, sink: Sink, **settings: str) -> None:
+    `settings` go into main.cf, and `main` and `master` are more lines for main.cf and master.cf.
+    """
+
+    def __init__(self, sink: Sink, main: str = "", master: str = "", **settings: str) -> None:
         # Not below pytest's folder: Postfix's user may not enter that one.
         self._folder = Path(tempfile.mkdtemp(prefix="postfix-"))
         self._folder.chmod(0o755)
@@ -84,8 +87,9 @@ class PostfixServer:
             "smtpd_peername_lookup": "no",
             **settings,
         }
-        (self._folder / "main.cf").write_text("".join(f"{key} = {value}\n" for key, value in values.items()))
-        (self._folder / "master.cf").write_text(MASTER.format(port=self.port))
+        # Of a name that is there twice, the last value counts: `main` is the more special one.
+        (self._folder / "main.cf").write_text("".join(f"{key} = {value}\n" for key, value in values.items()) + main)
+        (self._folder / "master.cf").write_text(MASTER.format(port=self.port) + master)
         subprocess.run(
             ["postfix", "-c", str(self._folder), "start"], check=True, stdin=subprocess.DEVNULL, capture_output=True
         )
@@ -117,13 +121,13 @@ class PostfixServer:
 
 @pytest.fixture
 def start_postfix(sink: Sink) -> Iterator[Callable[..., PostfixServer]]:
-    """Start Postfix before the sink, with settings of main.cf."""
+    """Start Postfix before the sink, see `PostfixServer`."""
     if os.geteuid() != 0:
         pytest.skip("only root can start a Postfix")
     with ExitStack() as stack:
 
-        def start(**settings: str) -> PostfixServer:
-            server: PostfixServer = stack.enter_context(closing(PostfixServer(sink, **settings)))
+        def start(main: str = "", master: str = "", **settings: str) -> PostfixServer:
+            server: PostfixServer = stack.enter_context(closing(PostfixServer(sink, main, master, **settings)))
             return server
 
         yield start

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tools.documented import block, variables
 
 from .admin_client import address
 from .peers import DEADLINE, Proxy, Sink, Wire, free_port, wait_until
@@ -21,8 +22,6 @@ from .peers import DEADLINE, Proxy, Sink, Wire, free_port, wait_until
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
 
 CONFIGURATION = """
-global
-    stats socket {folder}/stats mode 600
 defaults
     mode tcp
     timeout connect 5s
@@ -32,28 +31,23 @@ frontend mail
     bind 127.0.0.1:{port}
     default_backend proxies
 backend proxies
-    option {check}
-    server one 127.0.0.1:{proxy_port} {header} check {how} inter 100ms
+    option smtpchk EHLO check.test
+    server one 127.0.0.1:{proxy_port} {header} check check-send-proxy inter 100ms
 """
-BY_SMTP = ("smtpchk EHLO check.test", "check-send-proxy")
 
 
 class HaProxy:
-    """A real HAProxy before one proxy."""
+    """A real HAProxy on a port, whose servers are those of the section `backend proxies`."""
 
-    def __init__(self, folder: Path, proxy_port: int, header: str, check: str, how: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, port: int, configuration: str) -> None:
+        self.port = port
         self._stats = folder / "stats"
-        configuration = folder / "haproxy.cfg"
-        configuration.write_text(
-            CONFIGURATION.format(
-                folder=folder, port=self.port, proxy_port=proxy_port, header=header, check=check, how=how
-            )
-        )
-        self.process = subprocess.Popen(["haproxy", "-db", "-f", str(configuration)], stderr=subprocess.DEVNULL)
+        file = folder / "haproxy.cfg"
+        file.write_text(f"global\n    stats socket {self._stats} mode 600\n{configuration}")
+        self.process = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stderr=subprocess.DEVNULL)
 
-    def health(self) -> str:
-        """What its last check of the server found: L7OK, or what went wrong; "" before there was one."""
+    def health(self, name: str = "one") -> str:
+        """What its last check of a server found: L7OK, or what went wrong; "" before there was one."""
         try:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(self._stats))
@@ -62,7 +56,7 @@ class HaProxy:
         except OSError:
             return ""
         rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
-        return next((row["check_status"] for row in rows if row["svname"] == "one"), "")
+        return next((row["check_status"] for row in rows if row["svname"] == name), "")
 
     def close(self) -> None:
         self.process.kill()
@@ -75,7 +69,8 @@ def haproxy(
 ) -> Iterator[tuple[HaProxy, Proxy]]:
     """HAProxy and the proxy behind it, for both versions of the header."""
     proxy = start_proxy(sink.port, greylist={"delay": 0}, smtp={"proxy_protocol_from": ["127.0.0.1/32"]})
-    server = HaProxy(tmp_path, proxy.port, request.param, *BY_SMTP)
+    port = free_port()
+    server = HaProxy(tmp_path, port, CONFIGURATION.format(port=port, proxy_port=proxy.port, header=request.param))
     try:
         wait_until(lambda: server.health() == "L7OK", "HAProxy to find the proxy well")
         yield server, proxy
@@ -105,24 +100,34 @@ def test_its_checks_leave_no_trace_and_bring_no_mail(haproxy: tuple[HaProxy, Pro
     assert {event["event"] for event in proxy.events} <= {"warning", "listening", "stopping", "stopped"}
 
 
-def test_it_asks_for_readiness_as_the_documentation_says(
-    start_proxy: Callable[..., Proxy], sink: Sink, tmp_path: Path
-) -> None:
-    (tmp_path / "token").write_text("t" * 32)
-    (tmp_path / "token").chmod(0o600)
-    proxy = start_proxy(
-        sink.port,
-        smtp={"proxy_protocol_from": ["127.0.0.1/32"]},
-        admin={"listen": "127.0.0.1:0", "token_file": str(tmp_path / "token")},
-    )
+def test_it_works_as_the_documentation_says(start_proxy: Callable[..., Proxy], sink: Sink, tmp_path: Path) -> None:
+    """One of the two proxies is there, says that it is ready, is told who the client is, and ends."""
+    sections = variables("in-front-of.md", "variables: behind HAProxy", {"192.0.2.1/32": "127.0.0.1/32"})[
+        "greylist_proxy_settings"
+    ]
+    token = tmp_path / "token"
+    token.write_text("t" * 32)
+    token.chmod(0o600)
+    admin = {"listen": "127.0.0.1:0", "token_file": str(token)}
+    proxy = start_proxy(sink.port, greylist={"delay": 0}, **sections | {"admin": admin})
     admin_port = address(proxy).rpartition(":")[2]
-    text = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
-    assert "option httpchk GET /readyz\n        server one 192.0.2.1:25 send-proxy-v2 check port 8025\n" in text
-    server = HaProxy(tmp_path, proxy.port, "send-proxy-v2", "httpchk GET /readyz", f"port {admin_port}")
+    port = free_port()
+    here = {
+        "192.0.2.1:25": f"127.0.0.1:{port}",
+        "192.0.2.25:25": f"127.0.0.1:{proxy.port}",
+        "192.0.2.26:25 send-proxy-v2 check port 8025": f"127.0.0.1:{free_port()} send-proxy-v2 check inter 100ms",
+        "check port 8025": f"check port {admin_port} inter 100ms",
+    }
+    server = HaProxy(tmp_path, port, block("in-front-of.md", "haproxy.cfg", here))
     try:
-        wait_until(lambda: server.health() == "L7OK", "HAProxy to find the proxy well")
-        with Wire(server.port) as client:
+        wait_until(lambda: server.health() == "L7OK", "HAProxy to find the one proxy well")
+        wait_until(lambda: server.health("two") == "L4CON", "HAProxy to find the other one gone")
+        with Wire(server.port, source="127.9.8.7") as client:
             client.hello()
+            client.ask(b"MAIL FROM:<a@far.test>")
+            assert client.ask(b"RCPT TO:<u@here.test>").startswith(b"250 ")
+        (decision,) = proxy.wait_for("decision")
+        assert decision["client"] == "127.9.8.7"
         proxy.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.health() == "L4CON", "HAProxy to find the proxy gone")
     finally:
