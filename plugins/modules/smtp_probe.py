@@ -16,7 +16,8 @@ description:
     how long the refusal takes. That shows a tarpit from outside.
   - Never sends DATA, so no message comes into being.
   - A server that accepts the recipient would relay for this client, and a tarpit cannot be seen from here. The
-    answer is then RV(conclusive=false).
+    answer is then RV(conclusive=false). It is no surprise where O(expect.code) asks for it, as for a recipient of
+    the server's own.
 options:
   host:
     description: Name or address of the server.
@@ -46,6 +47,13 @@ options:
     type: str
     choices: [never, offered, required]
     default: never
+  proxy_protocol:
+    description:
+      - The PROXY header to send before anything else, for a server that wants one, V(v1) or V(v2). It names the asking
+        host itself as the client.
+    type: str
+    choices: [none, v1, v2]
+    default: none
   timeout:
     description: Seconds to wait for the connection and for each reply. Must be longer than the delay looked for.
     type: int
@@ -148,9 +156,16 @@ delay_seconds:
 import smtplib
 import socket
 import ssl
+import struct
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+
+
+def ascii_address(address):
+    """An address with its domain as it goes over the wire (RFC 5891). UnicodeError: it is none."""
+    local, at, domain = address.rpartition("@")
+    return local + at + (domain if domain.isascii() else domain.encode("idna").decode("ascii"))
 
 
 def printable(text):
@@ -158,20 +173,44 @@ def printable(text):
     return "".join(c if c.isprintable() or c == " " else "?" for c in text.decode("ascii", "replace"))
 
 
+def proxy_header(version, sock):
+    """The PROXY header for a connection that tells of nobody else (haproxy's doc/proxy-protocol.txt)."""
+    source, target = sock.getsockname(), sock.getpeername()
+    six = sock.family == socket.AF_INET6
+    if version == "v1":
+        line = "PROXY %s %s %s %d %d\r\n" % ("TCP6" if six else "TCP4", source[0], target[0], source[1], target[1])
+        return line.encode("ascii")
+    addresses = b"".join(socket.inet_pton(sock.family, each[0]) for each in (source, target))
+    addresses += struct.pack("!HH", source[1], target[1])
+    return b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, 0x21 if six else 0x11, len(addresses)) + addresses
+
+
 class Client(smtplib.SMTP):
-    """An SMTP client that keeps the server's greeting, which smtplib throws away."""
+    """An SMTP client that keeps the server's greeting, which smtplib throws away, and may begin with a PROXY header."""
 
     banner = b""
+    proxy_protocol = "none"
+
+    def __init__(self, host, port, proxy_protocol, **kwargs):
+        self.proxy_protocol = proxy_protocol
+        super().__init__(host, port, **kwargs)
 
     def connect(self, *args, **kwargs):
         """Connect, as the constructor does."""
         code, self.banner = super().connect(*args, **kwargs)
         return code, self.banner
 
+    def _get_socket(self, *args, **kwargs):
+        # The one step between the connection and the greeting.
+        sock = super()._get_socket(*args, **kwargs)
+        if self.proxy_protocol != "none":
+            sock.sendall(proxy_header(self.proxy_protocol, sock))
+        return sock
 
-def probe(host, port, recipient, sender, helo, starttls, timeout):
+
+def probe(host, port, recipient, sender, helo, starttls, proxy_protocol, timeout):
     """Ask, and return the module's result. Raise OSError or smtplib.SMTPException where there is no answer."""
-    with Client(host, port, local_hostname=helo, timeout=timeout) as client:
+    with Client(host, port, proxy_protocol, local_hostname=helo, timeout=timeout) as client:
         client_address = client.sock.getsockname()[0]
         greet(client)
         if starttls != "never":
@@ -205,6 +244,11 @@ def probe(host, port, recipient, sender, helo, starttls, timeout):
 def greet(client):
     """EHLO, or HELO where the server knows no other."""
     code, text = client.ehlo()
+    if code >= 400 and client.proxy_protocol != "none":
+        # A server that wants no header takes it for a command, and this is its answer to that. The next one is still to
+        # come, so no QUIT: its answer would be mistaken as well.
+        client.close()
+        raise smtplib.SMTPHeloError(code, b"it does not take the PROXY header: " + text)
     if code >= 400:
         code, text = client.helo()
     if code >= 400:
@@ -235,6 +279,7 @@ def main():
             "sender": {"type": "str", "default": ""},
             "helo": {"type": "str"},
             "starttls": {"type": "str", "choices": ["never", "offered", "required"], "default": "never"},
+            "proxy_protocol": {"type": "str", "choices": ["none", "v1", "v2"], "default": "none"},
             "timeout": {"type": "int", "default": 60},
             "required": {"type": "bool", "default": True},
             "expect": {
@@ -253,6 +298,10 @@ def main():
     required = params.pop("required")
     if "\r" in params["recipient"] + params["sender"] or "\n" in params["recipient"] + params["sender"]:
         module.fail_json(msg="recipient and sender must be on one line")
+    try:
+        params["recipient"] = ascii_address(params["recipient"])
+    except UnicodeError as error:
+        module.fail_json(msg="recipient has no domain that can be written in ASCII: %s" % error)
     server = "%s port %s" % (params["host"], params["port"])
     params["helo"] = params["helo"] or socket.getfqdn()
     try:
@@ -267,7 +316,7 @@ def main():
             )
         module.warn(message)
         module.exit_json(changed=False, reachable=False, conclusive=False)
-    if not result["conclusive"]:
+    if not result["conclusive"] and expect.get("code") not in (2, result["code"]):
         module.warn(
             "%s accepted the foreign recipient %s: it relays for this client, so a tarpit cannot be seen from here"
             % (server, params["recipient"])
