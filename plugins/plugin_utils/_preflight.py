@@ -13,7 +13,8 @@ import typing as t
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from cryptography import x509
+if t.TYPE_CHECKING:
+    from cryptography import x509
 
 Variables = t.Mapping[str, t.Any]
 
@@ -110,6 +111,9 @@ def domains(answer: Answer) -> t.Iterator[str]:
 
 def certificate(pem: str, names: t.Iterable[str], days: int, now: datetime.datetime) -> t.Iterator[str]:
     """Judge a certificate, the first one of a PEM file, for these names and so many days from `now` on."""
+    # ansible-core brings it along for its vault; the check of imports (ansible-test) has none.
+    from cryptography import x509
+
     try:
         found = x509.load_pem_x509_certificate(pem.encode())
     except ValueError as error:
@@ -143,6 +147,8 @@ def _validity(found: x509.Certificate) -> tuple[datetime.datetime, datetime.date
 
 
 def _dns_names(found: x509.Certificate) -> list[str]:
+    from cryptography import x509
+
     try:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
