@@ -21,7 +21,8 @@ check() {
 
 types() {
     MYPYPATH=.ansible/collections mypy --explicit-package-bases \
-        -p ansible_collections.mailops.tarpit.plugins.plugin_utils &&
+        -p ansible_collections.mailops.tarpit.plugins.plugin_utils \
+        -p ansible_collections.mailops.tarpit.plugins.filter &&
         mypy -p greylist_proxy &&
         (cd tests && mypy --config-file ../pyproject.toml -p lab --exclude contract) &&
         MYPYPATH=bench:tests:proxy mypy bench/*.py
