@@ -58,6 +58,15 @@ class Answer:
         )
 
     @property
+    def refused(self) -> bool:
+        """Will not take it, now or later.
+
+        Postfix says 454 4.7.1 for a destination that it does not relay to, unless smtpd_relay_restrictions are changed
+        (defer_unauth_destination is in their default). A greylister says 450 or 451.
+        """
+        return self.code // 100 == 5 or (self.code == 454 and self.text.startswith("4.7.1"))
+
+    @property
     def said(self) -> str:
         """The reply, for a sentence."""
         return f"{self.code} {self.text}"
@@ -86,7 +95,7 @@ def relaying(answer: Answer, forwarding: str) -> t.Iterator[str]:
             " address out of what may relay there (Exchange: the receive connector's permissions or RemoteIPRanges;"
             " Windows: Access, Relay; Postfix: mynetworks)."
         )
-    elif answer.code // 100 != 5:
+    elif not answer.refused:
         yield (
             f"{answer.server} answered {answer.said} for the foreign recipient {answer.recipient}, which is neither yes"
             " nor no: whether it relays for this proxy is not known. Run it again later."
@@ -96,7 +105,7 @@ def relaying(answer: Answer, forwarding: str) -> t.Iterator[str]:
 def domains(answer: Answer) -> t.Iterator[str]:
     """Judge the answer to a recipient in a domain of ours."""
     domain = answer.recipient.rpartition("@")[2]
-    if answer.code // 100 == 5:
+    if answer.refused:
         yield (
             f"{answer.server} refuses {answer.recipient} ({answer.said}): {domain} is not one of its domains, or has no"
             " postmaster, which RFC 5321 section 4.5.1 demands. Mend that there, or take it out of"

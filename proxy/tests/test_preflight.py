@@ -65,9 +65,19 @@ def troubles(run: Run, host: str = "edge01") -> list[str]:
     return [each.removeprefix(f"{host}: ") for each in found]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--check",)], ids=["run", "check mode"])
-def test_all_is_well(edge: Edge, start_postfix: Callable[..., PostfixServer], arguments: tuple[str, ...]) -> None:
-    postfix = start_postfix(FOR_BOTH)
+@pytest.mark.parametrize(
+    ("arguments", "main"),
+    [
+        pytest.param((), FOR_BOTH, id="run"),
+        pytest.param(("--check",), FOR_BOTH, id="check mode"),
+        # As Postfix comes: a 454.
+        pytest.param((), FOR_BOTH.replace("reject_unauth", "defer_unauth"), id="default restrictions"),
+    ],
+)
+def test_all_is_well(
+    edge: Edge, start_postfix: Callable[..., PostfixServer], arguments: tuple[str, ...], main: str
+) -> None:
+    postfix = start_postfix(main)
     run = edge.preflight(f"127.0.0.1:{postfix.port}", arguments=arguments)
     assert run.status == 0, run.printed
     assert not any(entry["result"].get("changed") for entry in run.results)

@@ -44,6 +44,8 @@ def said(sentences: Iterable[str]) -> str:
             "none",
             "accepted the foreign recipient postmaster@relay-probe.invalid: it relays for this proxy",
         ),
+        (answer(454, text="4.7.1 <postmaster@relay-probe.invalid>: Relay access denied"), "none", ""),
+        (answer(450, text="4.7.1 Greylisted"), "none", "answered 450 4.7.1 Greylisted for the foreign recipient"),
         (answer(452, text="4.3.1 busy"), "none", "answered 452 4.3.1 busy for the foreign recipient"),
         (answer(0, text="timed out"), "none", "mail01:25 cannot be asked from here: timed out. A proxy must reach"),
         (answer(0), "none", "cannot be asked from here: it gave no reason"),
@@ -73,6 +75,10 @@ def test_a_relay_that_does_not_offer_xclient_is_two_things() -> None:
         (answer(250, OURS), ""),
         (answer(0, OURS), ""),  # said once, of the foreign recipient
         (answer(550, OURS, "5.1.1 no"), "refuses postmaster@example.org (550 5.1.1 no): example.org is not one of"),
+        (
+            answer(454, OURS, "4.7.1 Relay access denied"),
+            "refuses postmaster@example.org (454 4.7.1 Relay access denied)",
+        ),
         (answer(450, OURS, "4.7.1 later"), "puts postmaster@example.org off (450 4.7.1 later)"),
     ],
 )
