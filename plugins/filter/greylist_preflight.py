@@ -73,19 +73,24 @@ import typing as t
 
 from ansible.errors import AnsibleError
 from ansible_collections.mailops.tarpit.plugins.plugin_utils import _preflight
+from jinja2.exceptions import UndefinedError
 
 
 class Told(t.Mapping[str, t.Any]):
-    """A host's variables as far as they can be told: some need facts that nobody has gathered there yet."""
+    """A host's variables as far as they can be told: some need what is not at hand for another host."""
 
     def __init__(self, variables: _preflight.Variables) -> None:
         self._variables = variables
 
     def __getitem__(self, name: str) -> t.Any:
         try:
-            return self._variables[name]
-        except AnsibleError:
+            value = self._variables[name]
+            # What is made of other hosts' variables, or of facts that are missing, comes as a mark that raises this as
+            # soon as it is touched.
+            str(value)
+        except (AnsibleError, UndefinedError):
             raise KeyError(name) from None
+        return value
 
     def __iter__(self) -> t.Iterator[str]:
         return iter(self._variables)
