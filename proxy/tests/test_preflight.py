@@ -149,3 +149,14 @@ def test_proxies_that_do_not_share(edge: Edge, start_postfix: Callable[..., Post
     edge.hosts["edge02"] = {"greylist_proxy_domains": ["elsewhere.test"]}
     run = edge.preflight(server, arguments=("--limit=edge01",))
     assert run.status == 0, run.printed
+
+
+def test_proxies_whose_store_is_made_of_other_hosts_variables(
+    edge: Edge, start_postfix: Callable[..., PostfixServer]
+) -> None:
+    """For another host Ansible can't tell such a value; it is not compared."""
+    server = f"127.0.0.1:{start_postfix(FOR_BOTH).port}"
+    store = {"greylist_proxy_store_url": "valkey://{{ hostvars['edge02'].inventory_hostname }}.here.test:6379/0"}
+    edge.hosts = {"edge01": store, "edge02": {**store, "greylist_proxy_mode": "observe"}}
+    (different,) = troubles(edge.preflight(server, arguments=("--limit=edge01",)))
+    assert "differ in greylist_proxy_mode: " in different
