@@ -19,16 +19,30 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
 done
 [ $# -eq 0 ] || shift
-[ ${#scenarios[@]} -gt 0 ] || scenarios=(windows exchange greylist cluster)
+[ ${#scenarios[@]} -gt 0 ] || scenarios=(greylist cluster windows exchange)
 [ $# -gt 0 ] || set -- test
 
 status=0
+printed=$(mktemp -d)
+declare -A beside=() # scenario: process
+trap 'kill "${beside[@]}" 2>/dev/null || true; rm -rf "$printed"' EXIT
 for scenario in "${scenarios[@]}"; do
-    if [[ $scenario =~ ^(greylist|cluster)$ ]] && [ "$(id -u)" != 0 ]; then
+    if ! [[ $scenario =~ ^(greylist|cluster)$ ]]; then
+        molecule "$@" --scenario-name "$scenario" || status=$?
+    elif [ "$(id -u)" != 0 ]; then
         echo "setup: the scenario $scenario needs root, for containers that run systemd" >&2
         status=3
+    elif [ ${#scenarios[@]} = 1 ]; then
+        molecule "$@" --scenario-name "$scenario" || status=$?
     else
-        molecule "$@" --scenario-name "$scenario"
+        # They wait for packages and programs most of the time, so they run side by side; what they print follows.
+        molecule "$@" --scenario-name "$scenario" >"$printed/$scenario" 2>&1 &
+        beside[$scenario]=$!
     fi
+done
+for scenario in "${!beside[@]}"; do
+    wait "${beside[$scenario]}" || status=1
+    unset "beside[$scenario]"
+    cat "$printed/$scenario"
 done
 exit "$status"
