@@ -31,18 +31,8 @@ options:
     description: The port that it connects to.
     type: int
     default: 25
-attributes:
-  check_mode:
-    description: Can run in check_mode and return changed status prediction without modifying target.
-    support: full
-    details:
-      - This module does not change anything.
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check_mode), when in diff mode.
-    support: none
-    details:
-      - This module does not change anything.
 extends_documentation_fragment:
+  - mailops.tarpit.info
   - mailops.tarpit.exchange
 seealso:
   - module: mailops.tarpit.smtp_probe

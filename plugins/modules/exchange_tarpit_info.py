@@ -16,18 +16,8 @@ author:
 description:
   - Tells the receive connectors of an Exchange organisation and their C(TarpitInterval).
   - Without O(connectors) and O(server), all of them, whatever their role and port.
-attributes:
-  check_mode:
-    description: Can run in check_mode and return changed status prediction without modifying target.
-    support: full
-    details:
-      - This module does not change anything.
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check_mode), when in diff mode.
-    support: none
-    details:
-      - This module does not change anything.
 extends_documentation_fragment:
+  - mailops.tarpit.info
   - mailops.tarpit.connectors
   - mailops.tarpit.exchange
 seealso:

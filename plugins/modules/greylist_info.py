@@ -26,18 +26,8 @@ options:
       - Whether to list the entries, which may be many where recipients are learned from outbound mail.
     type: bool
     default: false
-attributes:
-  check_mode:
-    description: Can run in check_mode and return changed status prediction without modifying target.
-    support: full
-    details:
-      - This module does not change anything.
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check_mode), when in diff mode.
-    support: none
-    details:
-      - This module does not change anything.
 extends_documentation_fragment:
+  - mailops.tarpit.info
   - mailops.tarpit.control
 seealso:
   - module: mailops.tarpit.greylist_entry

@@ -17,18 +17,8 @@ description:
   - Tells whether the Windows SMTP service is installed, its state, its C(TarpitTime), and whether a restart is
     still owed for that to count.
   - A host without the service is no failure.
-attributes:
-  check_mode:
-    description: Can run in check_mode and return changed status prediction without modifying target.
-    support: full
-    details:
-      - This module does not change anything.
-  diff_mode:
-    description: Returns details on what has changed (or possibly needs changing in check_mode), when in diff mode.
-    support: none
-    details:
-      - This module does not change anything.
 extends_documentation_fragment:
+  - mailops.tarpit.info
   - mailops.tarpit.windows
 seealso:
   - module: mailops.tarpit.win_smtp_tarpit

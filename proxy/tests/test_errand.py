@@ -54,16 +54,17 @@ class Desk:
         self.ended.set()
 
 
+async def rung_twice(bell: Bell) -> str:
+    await bell
+    await bell
+    return "rung twice"
+
+
 def test_it_goes_on_within_the_call_that_rings() -> None:
     async def play() -> None:
         desk, bell = Desk(), Bell()
 
-        async def twice() -> str:
-            await bell
-            await bell
-            return "rung twice"
-
-        await desk.send(twice())
+        await desk.send(rung_twice(bell))
         assert len(desk.tasks) == 1
         ringing: list[int] = []
 
@@ -276,13 +277,8 @@ def test_one_that_begins_within_a_task_is_not_that_tasks_business() -> None:
     async def play() -> None:
         desk, bell = Desk(), Bell()
 
-        async def twice() -> str:
-            await bell
-            await bell
-            return "rung twice"
-
         async def begin() -> None:
-            coroutine = twice()
+            coroutine = rung_twice(bell)
             Errand(coroutine, desk._take, desk.tasks).wait(coroutine.send(None))
 
         beginning = asyncio.create_task(begin())

@@ -90,22 +90,28 @@ def fail() -> None:
     raise sqlite3.OperationalError("database is locked")
 
 
-@pytest.mark.parametrize(("trouble", "times"), [(be_slow, 2), (be_very_slow, 1), (fail, 1)])
-def test_a_slow_or_failing_look_does_not_hold_the_loop_for_long(
-    files: Files, spy: Spy, trouble: Callable[[], None], times: int
-) -> None:
-    async def play() -> None:
+def looks(files: Files, spy: Spy, trouble: Callable[[], None], sightings: int) -> list[bool]:
+    """Return which looks are the loop's, once each of its own meets that trouble; every sighting has its answer."""
+
+    async def play() -> list[bool]:
         store = files.impatient(5)
         await reason(store)
         await until_inline(store, spy)
         spy.before = trouble
-        looks = len(spy.in_loop)
-        for _n in range(20):
+        before = len(spy.in_loop)
+        for _n in range(sightings):
             assert await reason(store) == "early"
-        assert spy.in_loop[looks:].count(True) == times
-        assert not spy.last
+        return spy.in_loop[before:]
 
-    files.run(play())
+    return files.run(play())
+
+
+@pytest.mark.parametrize(("trouble", "times"), [(be_slow, 2), (be_very_slow, 1), (fail, 1)])
+def test_a_slow_or_failing_look_does_not_hold_the_loop_for_long(
+    files: Files, spy: Spy, trouble: Callable[[], None], times: int
+) -> None:
+    assert looks(files, spy, trouble, 20).count(True) == times
+    assert not spy.last
 
 
 def test_a_processor_that_is_taken_away_now_and_then_is_no_slow_disk(
@@ -113,17 +119,7 @@ def test_a_processor_that_is_taken_away_now_and_then_is_no_slow_disk(
 ) -> None:
     monkeypatch.setattr(inline, "SOON", 0.0)
 
-    async def play() -> None:
-        store = files.impatient(5)
-        await reason(store)
-        await until_inline(store, spy)
-        spy.before = be_slow
-        looks = len(spy.in_loop)
-        for _n in range(5):
-            assert await reason(store) == "early"
-        assert all(spy.in_loop[looks:])
-
-    files.run(play())
+    assert all(looks(files, spy, be_slow, 5))
 
 
 def test_the_loop_stays_away_longer_each_time_and_comes_back(

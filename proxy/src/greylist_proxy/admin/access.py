@@ -33,15 +33,6 @@ class Access:
         if token or self._is_local:
             self._token = token.encode()
 
-    def listens(self, *, is_local: bool) -> None:
-        """Say whether only this host can connect."""
-        self._is_local = is_local
-
-    @property
-    def has_token(self) -> bool:
-        """Tell whether requests need a token."""
-        return bool(self._token)
-
     def may(self, authorization: str) -> bool:
         """Tell whether a request with this Authorization field may be answered; takes the same time for any token."""
         if not self._token:

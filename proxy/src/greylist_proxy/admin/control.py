@@ -25,9 +25,8 @@ from aiohttp import web
 from greylist_proxy import __version__
 from greylist_proxy.admin.answers import Handler, has_begun, problem
 from greylist_proxy.admin.state import State
-from greylist_proxy.commands.stats import count_entries
 from greylist_proxy.lists.entries import EntryError
-from greylist_proxy.lists.operator import as_json, find_entry, read_wish, subject
+from greylist_proxy.lists.operator import as_json, count_entries, find_entry, read_wish, subject
 from greylist_proxy.log import json_line
 from greylist_proxy.moments import iso_time
 from greylist_proxy.store import Entry, StoreError

@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 
 from greylist_proxy.commands import DONE, on_store
@@ -16,9 +15,10 @@ from greylist_proxy.commands.comebacks import Comebacks, Result
 from greylist_proxy.commands.output import Column, local_time, show_fields, show_json, show_table, span
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
+from greylist_proxy.lists.operator import count_entries
 from greylist_proxy.moments import iso_time
 from greylist_proxy.policy import Verdict
-from greylist_proxy.store import Counts, Entry, Kind, Logged, Store, Wanted
+from greylist_proxy.store import Counts, Logged, Store, Wanted
 
 DAY = 86400.0  # seconds
 MAX_READ = 1_000_000  # decisions; the newest ones, so that memory and time have a bound
@@ -96,15 +96,6 @@ async def run(config: Config, store: Store, options: argparse.Namespace) -> int:
     else:
         _show(figures)
     return DONE
-
-
-async def count_entries(entries: AsyncIterator[Entry], advance: Callable[[], object] = lambda: None) -> Counter[str]:
-    """Count entries by kind, and for clients, senders and recipients by action: `client allow`."""
-    counted: Counter[str] = Counter()
-    async for entry in entries:
-        counted[str(entry.kind) if entry.kind is Kind.TRAP else f"{entry.kind} {entry.action}"] += 1
-        advance()
-    return counted
 
 
 def _as_json(figures: Figures) -> dict[str, object]:

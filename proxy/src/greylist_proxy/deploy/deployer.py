@@ -174,10 +174,7 @@ class Deployer:
                     host.save(live, host.applied(live.release))
                 host.install(wanted, places)
                 try:
-                    if replace_sockets:
-                        self._replace_sockets(live, wanted)
-                    else:
-                        systemctl("restart", SERVICE)
+                    self._restart(live, wanted, replace_sockets=replace_sockets)
                     host.await_ready(wanted)
                 except Failure as error:
                     words = host.last_words(SERVICE)
@@ -207,7 +204,11 @@ class Deployer:
                 f"release, its configuration and its connections were not touched. It says:\n{words}"
             ) from error
 
-    def _replace_sockets(self, before: Deployment, after: Deployment) -> None:
+    def _restart(self, before: Deployment, after: Deployment, *, replace_sockets: bool) -> None:
+        """Start the service anew on what is installed, which is `after`."""
+        if not replace_sockets:
+            systemctl("restart", SERVICE)
+            return
         # Those that go have been stopped with their units.
         systemctl("stop", SERVICE, NEXT, *sorted(before.sockets().keys() & after.sockets().keys()))
         systemctl("enable", "--quiet", *sorted(after.sockets()))
@@ -215,10 +216,7 @@ class Deployer:
 
     def _put_back(self, live: Deployment, wanted: Deployment, *, replace_sockets: bool) -> None:
         host.install(live, self._places)
-        if replace_sockets:
-            self._replace_sockets(wanted, live)
-        else:
-            systemctl("restart", SERVICE)
+        self._restart(wanted, live, replace_sockets=replace_sockets)
 
     def _start_others(self, live: Deployment | None, wanted: Deployment) -> None:
         """Start what looks out for new certificates."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -107,6 +108,15 @@ async def find_entry(keeper: Keeper, kind: Kind, value: str) -> Entry | None:
         if (entry.kind, entry.value) == (kind, value):
             return entry
     return None
+
+
+async def count_entries(entries: AsyncIterator[Entry], advance: Callable[[], object] = lambda: None) -> Counter[str]:
+    """Count entries by kind, and for clients, senders and recipients by action: `client allow`."""
+    counted: Counter[str] = Counter()
+    async for entry in entries:
+        counted[str(entry.kind) if entry.kind is Kind.TRAP else f"{entry.kind} {entry.action}"] += 1
+        advance()
+    return counted
 
 
 def as_json(entry: Entry) -> dict[str, str | None]:

@@ -148,7 +148,7 @@ class Edge(SMTP):
             self._peer = (host, peer[1])
             if full:
                 self._turn_away(host, full)
-            elif services.settings.proxy_networks and services.settings.is_proxy(host):
+            elif services.settings.is_proxy(host):
                 self._header = HeaderReader()
                 self.deadline = min(self._until, now + services.settings.proxy_timeout)
             else:

@@ -40,12 +40,12 @@ class Connections:
     def __init__(self, max_total: int, max_per_client: int, workers: int = 1) -> None:
         self.max_total = max_total
         self.max_per_client = max_per_client
-        self._width = 1 << (max_total * CELLS - 1).bit_length()
-        self._mask = self._width - 1
+        width = 1 << (max_total * CELLS - 1).bit_length()
+        self._mask = width - 1
         self._salt = secrets.token_bytes(16)
-        self._memory = mmap.mmap(-1, workers * (1 + self._width) * 4)
+        self._memory = mmap.mmap(-1, workers * (1 + width) * 4)
         cells = memoryview(self._memory).cast("I")
-        size = 1 + self._width
+        size = 1 + width
         self._rows = [cells[number * size : (number + 1) * size] for number in range(workers)]
         self._own = self._rows[0]
 
