@@ -103,8 +103,8 @@ bench-stores: ## What the stores cost with 10,000 and 10,000,000 triplets (STORE
 
 .PHONY: bench-smtp
 bench-smtp: ## What a session and a message cost the proxy, and others (SMTP=--help)
-	@mkdir -p .cache; $(call setup,packages $(MAIL_PACKAGES)); $(call setup,python dev)
-	@$(DEV)/python bench/smtp.py $(SMTP)
+	@mkdir -p .cache; $(call setup,packages $(MAIL_PACKAGES)); $(call setup,python test system)
+	@.cache/venvs/test-system/bin/python bench/smtp.py $(SMTP)
 
 .PHONY: dialogues
 dialogues: ## Hold the SMTP dialogues with any server (SERVER=host:port, DIALOGUES=--help)

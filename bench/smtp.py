@@ -11,7 +11,8 @@
 
 Deferred sessions are what a greylisting server has most: connect, EHLO, MAIL, RCPT, 450, QUIT, fifty at once, each from
 a client and a sender that were never seen before. Messages are sent by Postfix's smtp-source over twenty connections
-to its smtp-sink, directly and through the proxy. Every reply is compared with what it must be, every message and every
+to its smtp-sink, directly and through the proxy: each in a session of its own, as most mail comes to an MX, and many
+in one. Every reply is compared with what it must be, every message and every
 decision is counted, or there are no figures.
 """
 
@@ -152,10 +153,25 @@ def _check_decisions(server: Proxy, expected: int) -> None:
 # -- messages --
 
 
-def send(server: Server, target: Sink, size: int, count: int, connections: int) -> Turn:
+@dataclass(frozen=True)
+class Kind:
+    """What is sent a turn: so many messages of so many bytes over so many connections; `kept`: many in a session."""
+
+    size: int
+    count: int
+    connections: int
+    kept: bool = False
+
+    def __str__(self) -> str:
+        sessions = "many in a session" if self.kept else "each in a session of its own"
+        return f"messages of {self.size:,} bytes, {self.connections} connections, {sessions}"
+
+
+def send(server: Server, target: Sink, kind: Kind, count: int) -> Turn:
     """Send messages to a server, and see that all come out; the amount is in messages."""
     before, had = server.cpu(), target.messages()
-    command = [program("smtp-source"), "-d", "-s", str(connections), "-m", str(count), "-l", str(size)]
+    command = [program("smtp-source"), "-s", str(kind.connections), "-m", str(count), "-l", str(kind.size)]
+    command += ["-d"] if kind.kept else []
     command += ["-f", "user@sender.example", "-t", RECIPIENT, f"127.0.0.1:{server.port}"]
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=LOADER_PATIENCE, check=False)
@@ -171,11 +187,11 @@ def send(server: Server, target: Sink, size: int, count: int, connections: int) 
     return Turn(count, seconds, cpu)
 
 
-def measure_messages(folder: Path, options: argparse.Namespace, size: int, count: int, connections: int) -> list[Row]:
+def measure_messages(folder: Path, options: argparse.Namespace, kind: Kind) -> list[Row]:
     """Send messages directly and through the proxy, in turn. All pass: the delay is 0, and then they are known."""
     passing: Settings = {"greylist": {"delay": "0s", "auto_allow_after": 0}}
     xclient: Settings = {**passing, "backend": {"send_client_address": "xclient"}}
-    folder = folder / f"messages-{size}"
+    folder = folder / f"messages-{kind.size}{'-kept' * kind.kept}"
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         start = stack.enter_context
@@ -184,7 +200,7 @@ def measure_messages(folder: Path, options: argparse.Namespace, size: int, count
             (target, target),
             (start(proxy("greylist-proxy", folder, target.port, **passing)), target),
         ]
-        if size == SMALL:
+        if kind.size == SMALL:
             taker = start(peer("taker"))
             ways.append((start(proxy("to a server in Python", folder, taker.port, **passing)), taker))
             ways.append((start(proxy("the same with XCLIENT", folder, taker.port, **xclient)), taker))
@@ -192,11 +208,11 @@ def measure_messages(folder: Path, options: argparse.Namespace, size: int, count
                 ways.append((start(proxy("two workers", folder, target.port, **passing, smtp={"workers": 2})), target))
         turns: list[list[Turn]] = [[] for _way in ways]
         for way in ways:
-            send(*way, size, max(count // 10, connections), connections)
+            send(*way, kind, max(kind.count // 10, kind.connections))
         for turn in range(options.rounds):
-            _say(f"messages of {size:,} bytes, round {turn + 1} of {options.rounds}")
+            _say(f"{kind}, round {turn + 1} of {options.rounds}")
             for number, way in enumerate(ways):
-                turns[number].append(send(*way, size, count, connections))
+                turns[number].append(send(*way, kind, kind.count))
         for server, _target in ways[1:]:
             server.stop()
     return [Row(server.name, row) for (server, _target), row in zip(ways, turns, strict=True)]
@@ -277,16 +293,16 @@ def _measure(folder: Path, options: argparse.Namespace) -> tuple[dict[str, float
         values["cpu_of_stock"] = ours.cpu_of(stock)
         tables.append("Deferred sessions\n" + rates(rows, "session", 1, (stock, bare)))
         everything["deferred"] = [asdict(row) for row in rows]
-    for part, size, count, connections, unit, scale in (
-        ("relay", SMALL, options.messages, CONNECTIONS, "message", 1.0),
-        ("large", LARGE, options.large, LARGE_CONNECTIONS, "MB", 1e6 / LARGE),
+    for part, key, kind, unit, scale in (
+        ("relay", "relay", Kind(SMALL, options.messages, CONNECTIONS), "message", 1.0),
+        ("relay", "relay_kept", Kind(SMALL, options.messages, CONNECTIONS, kept=True), "message", 1.0),
+        ("large", "large", Kind(LARGE, options.large, LARGE_CONNECTIONS, kept=True), "MB", 1e6 / LARGE),
     ):
         if part in options.parts:
-            rows = measure_messages(folder, options, size, count, connections)
-            values[part] = rows[1].rate_of(rows[0])
-            heading = f"Messages of {size:,} bytes, {connections} connections"
-            tables.append(f"{heading}\n" + rates(rows, unit, scale, rows[:1]))
-            everything[part] = [asdict(row) for row in rows]
+            rows = measure_messages(folder, options, kind)
+            values[key] = rows[1].rate_of(rows[0])
+            tables.append(f"{str(kind).capitalize()}\n" + rates(rows, unit, scale, rows[:1]))
+            everything[key] = [asdict(row) for row in rows]
     if "memory" in options.parts:
         found = measure_memory(folder, options)
         values |= dict(zip(("idle", "idle_tls", "stuck"), (memory.kib for memory in found), strict=False))

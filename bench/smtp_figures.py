@@ -96,6 +96,7 @@ TARGETS = (
     Target("rate_of_bare", "    as a share of the bare line protocol", None, 0.85, more=True),
     Target("cpu_of_stock", "server CPU a deferred session, as a share of stock's", 0.25, 0.143, more=False),
     Target("relay", "10 kB messages a second relayed, as a share of direct", 0.4, 0.6, more=True),
+    Target("relay_kept", "    with many messages in a session", None, 0.4, more=True),
     Target("large", "25 MB messages, MB/s as a share of direct", 0.5, 0.9, more=True),
     Target("stuck", "memory a message with the backend stuck", 256, 64, more=False, unit="KiB"),
     Target("idle", "an idle session in clear", 4, 2, more=False, unit="KiB"),

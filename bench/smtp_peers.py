@@ -122,7 +122,8 @@ async def _serve(kind: str) -> None:
         "stuck": Stuck,
         "taker": Taker,
     }
-    listener = socket.socket()
+    # With its number, or asyncio does not see that it is TCP, and lets small writes wait (Nagle).
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     if kind == "stuck":
         # Or the system's buffer would be most of what is measured, on the wrong side.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -6,6 +6,7 @@
 #
 #   dev/setup.sh python NAME           a virtual environment with exactly the locked versions, newest Python
 #   dev/setup.sh python NAME oldest    another one, NAME-oldest, with the oldest Python, if there are two
+#   dev/setup.sh python NAME system    another one, NAME-system, with the distribution's Python, as hosts have it
 #   dev/setup.sh packages PACKAGE…     Debian packages, as root with apt
 #
 # Exit status: 0 all is there; 3 something is missing that this user cannot install (named on stderr); else an error.
@@ -52,6 +53,13 @@ python_environment() {
             return
         fi
         python=$(find_python oldest)
+    fi
+    if [ "${2-}" = system ]; then
+        # Compilers' settings make a difference of a fifth: what is measured is to be what hosts run.
+        name=$1-system folder=.cache/venvs/$1-system
+        ! can_install || packages python3 python3-venv
+        python=$(PYENV_ROOT=/nonexistent PATH=/usr/bin:/bin find_python newest)
+        [ -n "$python" ] || python=$(find_python newest)
     fi
     wanted="$("$python" -c 'import sys; print(sys.version, sys.prefix)' | tr '\n' ' ') $PWD $(sha256sum <"$lock")"
     mkdir -p .cache/venvs
@@ -100,7 +108,7 @@ packages)
     packages "$@"
     ;;
 *)
-    sed -n '5,11s/^# \{0,1\}//p' "$0" >&2
+    sed -n '5,12s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

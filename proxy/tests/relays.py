@@ -94,7 +94,7 @@ class Rig:
         client: Introduction = CLIENT,
         sender: str = "a@far.test",
     ) -> Relay:
-        return Relay(self.backends, self.tasks, "ID", Path(sender), parameters, client, promised, self.flow)
+        return Relay(self.backends, self.tasks, "ID", Path(sender), parameters, lambda: client, promised, self.flow)
 
     async def play(
         self,

@@ -252,7 +252,9 @@ def test_a_backend_has_the_whole_time_anew_at_the_end_too_if_it_takes_something(
             await connection.end_data()
         except BackendError as raised:
             error = str(raised)
-        return error, transport.written, time.monotonic() - start
+        seconds = time.monotonic() - start
+        await asyncio.sleep(0)  # the end of the round
+        return error, transport.written, seconds
 
     error, written, seconds = run(scene())
     assert (error, written) == (told, b"" if told else b".\r\n")
@@ -297,6 +299,7 @@ def test_the_dot_goes_with_a_short_end_and_after_a_long_one_is_taken(
         await asyncio.sleep(0)
         assert ending.done() is is_joined
         if is_joined:
+            await asyncio.sleep(0)  # the end of the round
             assert pipe.get_write_buffer_size() == size + len(b".\r\n")
         if leaves and not is_joined:
             pipe.reset()
@@ -309,6 +312,70 @@ def test_the_dot_goes_with_a_short_end_and_after_a_long_one_is_taken(
 
     heard = run(scene())
     assert heard == (b"" if leaves and not is_joined else b"a" * before + b"b" * size + b".\r\n")
+
+
+# -- one write for what is sent in a round of the loop --
+
+
+class Writes(Reluctant):
+    """A transport that keeps each write by itself."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(0, 0, connection.resume_writing)
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("sent", "at_once", "later"),
+    [
+        ([b"a", b"b"], [], [b"ab"]),
+        ([b"a", b"b" * HIGH_WATER], [b"a" + b"b" * HIGH_WATER], []),  # so that what is not taken is noticed
+        ([b"a" * HIGH_WATER, b"b", b"c"], [b"a" * HIGH_WATER + b"b"], [b"c"]),
+    ],
+    ids=["little", "much", "much, then little"],
+)
+def test_what_is_sent_in_a_round_goes_together(
+    run: Run, sent: list[bytes], at_once: list[bytes], later: list[bytes]
+) -> None:
+    async def scene() -> tuple[list[bytes], list[bytes]]:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        transport = Writes(connection)
+        connection.connection_made(transport)
+        for piece in sent:
+            connection.send(piece)
+        written = [*transport.writes]
+        await asyncio.sleep(0)
+        return written, transport.writes[len(written) :]
+
+    assert run(scene()) == (at_once, later)
+
+
+def test_what_was_sent_goes_before_what_comes_is_heard(run: Run) -> None:
+    async def scene() -> list[bytes]:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        transport = Writes(connection)
+        connection.connection_made(transport)
+        connection.send(b"NOOP\r\n")
+        connection.data_received(b"250 ok\r\n")
+        return [*transport.writes]
+
+    assert run(scene()) == [b"NOOP\r\n"]
+
+
+def test_what_was_sent_does_not_go_when_the_connection_is_given_up(run: Run) -> None:
+    async def scene() -> list[bytes]:
+        connection = Connection(Endpoint("127.0.0.1", 25))
+        transport = Writes(connection)
+        connection.connection_made(transport)
+        connection.send(b".\r\n")
+        connection.abort()
+        await asyncio.sleep(0)
+        return transport.writes
+
+    assert run(scene()) == []
 
 
 # -- for whom --

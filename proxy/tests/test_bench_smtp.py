@@ -81,15 +81,16 @@ def test_messages_end_to_end(tmp_path: Path) -> None:
     done = bench(tmp_path, *FEW, "--parts=relay,large", "--relax=1000")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [row["name"] for row in found["relay"]] == [
-        "smtp-sink",
-        "greylist-proxy",
-        "to a server in Python",
-        "the same with XCLIENT",
-        *(["two workers"] if (os.cpu_count() or 1) > 1 else []),
-    ]
+    for part in ("relay", "relay_kept"):
+        assert [row["name"] for row in found[part]] == [
+            "smtp-sink",
+            "greylist-proxy",
+            "to a server in Python",
+            "the same with XCLIENT",
+            *(["two workers"] if (os.cpu_count() or 1) > 1 else []),
+        ]
     assert [row["name"] for row in found["large"]] == ["smtp-sink", "greylist-proxy"]
-    for row in found["relay"]:
+    for row in (*found["relay"], *found["relay_kept"]):
         assert row["turns"][0]["amount"] == 40
         assert positive(row["turns"][0])
 
@@ -194,6 +195,7 @@ def test_targets_are_those_of_the_table() -> None:
         "rate_of_bare",
         "cpu_of_stock",
         "relay",
+        "relay_kept",
         "large",
         "stuck",
         "idle",

@@ -545,7 +545,7 @@ def test_a_recipient_is_verified(scripted: Scripted, script: dict[str, Any], tol
 
     async def scene() -> str:
         rig = Rig(peer.port, timeouts=PATIENT)
-        reply = await rig.backends.verify(SENDER, (), "u@here.test", rig.relay()._introduction)
+        reply = await rig.backends.verify(SENDER, (), "u@here.test", rig.relay()._introduce)
         await until(lambda: not rig.tasks)
         await rig.settle()
         return str(reply)
@@ -558,7 +558,7 @@ def test_verification_lacks_what_the_mail_needs(scripted: Scripted) -> None:
     async def scene(port: int) -> str:
         rig = Rig(port, timeouts=PATIENT)
         wanted = (parameter("SMTPUTF8"),)
-        reply = await rig.backends.verify(SENDER, wanted, "u@here.test", rig.relay()._introduction)
+        reply = await rig.backends.verify(SENDER, wanted, "u@here.test", rig.relay()._introduce)
         await rig.settle()
         return str(reply)
 

@@ -106,6 +106,7 @@ def test_what_waits_holds_back_what_comes_after_it(stage: Stage) -> None:
         session, transport = made(stage)
         session.data_received(WHOLE)
         await gate.asked.wait()
+        await a_round()
         assert transport.writes[-1].endswith(b"Sender OK\r\n")
         count = len(transport.writes)
         session.data_received(b"x" * 60_000)
@@ -115,6 +116,7 @@ def test_what_waits_holds_back_what_comes_after_it(stage: Stage) -> None:
         assert len(transport.writes) == count
         gate.open.set()
         await until(lambda: transport.reading)
+        await a_round()
         assert b"354 " in transport.writes[-1]
         assert stage.transactions[0].content  # what came was the message
         session.connection_lost(None)
@@ -143,7 +145,7 @@ def test_reading_goes_on_when_the_last_reason_is_gone(stage: Stage) -> None:
     async def dialogue() -> None:
         session, transport = made(stage)
         session.data_received(WHOLE)
-        await until(lambda: b"354 " in transport.writes[-1])
+        await until(lambda: b"354 " in b"".join(transport.writes))
         session.pause()
         session.pause_writing()
         session.resume_writing()
@@ -163,7 +165,7 @@ def test_what_waits_for_the_backend_is_not_looked_at_when_its_message_is_given_u
     async def dialogue() -> None:
         session, transport = made(stage)
         session.data_received(WHOLE)
-        await until(lambda: b"354 " in transport.writes[-1])
+        await until(lambda: b"354 " in b"".join(transport.writes))
         (transaction,) = stage.transactions
         transaction.abandon = lambda *_ignored: session.resume()  # type: ignore[method-assign]
         session.data_received(MESSAGE)
@@ -209,6 +211,7 @@ def test_a_flood_has_one_turn_at_a_time_and_is_not_read_meanwhile(
         session, transport = made(stage)
         for _n in range(5):
             session.data_received(b"EHLO x\r\n" * 10_000)
+        session.flush()
         assert b"".join(transport.writes).count(b"250-mx.test") == TURN
         assert not transport.reading
         await asyncio.sleep(0)
@@ -351,11 +354,11 @@ def test_an_exception_while_a_reply_is_waited_for(stage: Stage, monkeypatch: pyt
         await gate.asked.wait()
         monkeypatch.setattr(transport, "pause_reading", broken)
         session.data_received(b"x" * 70_000)
-        assert transport.writes[-1].startswith(b"421 4.3.0 ")
+        assert transport.writes[-1].splitlines()[-1].startswith(b"421 4.3.0 ")
         assert transport.closed
         await until(lambda: not stage.tasks)
         assert stage.transactions[0].outcomes == ["failed", "client-gone"]
-        assert transport.writes[-1].startswith(b"421 4.3.0 ")
+        assert transport.writes[-1].splitlines()[-1].startswith(b"421 4.3.0 ")
         session.connection_lost(None)
 
     run(dialogue())

@@ -25,7 +25,7 @@ from greylist_proxy.smtp.address import Path, parse_sender
 from greylist_proxy.smtp.backend import Timeouts
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.events import Hello, Mail, Offers
-from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.forwarding import Introduce, Introduction
 from greylist_proxy.smtp.host import BackendSettings
 from greylist_proxy.smtp.limits import Connections
 from greylist_proxy.smtp.parameters import Parameter
@@ -84,9 +84,9 @@ class Behind:
         self.reports.append((outcome, stage, error))
 
     async def verify(
-        self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduction: Introduction
+        self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduce: Introduce
     ) -> Reply:
-        assert introduction.helo == "c.test"
+        assert introduce().helo == "c.test"
         self.parameters.append(parameters)
         self.verified.append((sender.address, recipient))
         if self.hold is not None:
@@ -104,14 +104,14 @@ class ScriptedRelay:
         ident: str,
         sender: Path,
         parameters: Sequence[Parameter],
-        introduction: Introduction,
+        introduce: Introduce,
         promised: Capabilities | None,
         flow: object,
     ) -> None:
         self.behind = backends
         self.sender = sender
         self.parameters = parameters
-        self.introduction = introduction
+        self.introduce = introduce
         self.promised = promised
         self.recipients: list[tuple[str, Sequence[Parameter]]] = []
         self.content = b""
@@ -272,7 +272,7 @@ def test_a_message_from_first_sight_to_its_delivery(stage: Stage) -> None:
             trace,
         )
         assert rest == b" x\r\n\r\n..x\r\n"
-        assert relay.introduction == Introduction(
+        assert relay.introduce() == Introduction(
             identify("192.0.2.9", 24, 64).address, 40000, "127.0.0.1", 25, None, "c.test", True
         )
         assert await reply_to(stage.mail(), "u@here.test") == TAKEN
@@ -401,7 +401,7 @@ def test_a_name_that_is_known_is_told(stage: Stage, monkeypatch: pytest.MonkeyPa
         await transaction.data()
         transaction.write(b"Subject: x\r\n")
         assert b"from mx2.far.test (mx2.far.test [192.0.2.7])\r\n" in stage.behind.relays[0].content
-        assert stage.behind.relays[0].introduction.name == "mx1.far.test"
+        assert stage.behind.relays[0].introduce().name == "mx1.far.test"
 
     stage.run(dialogue)
 

@@ -119,6 +119,8 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._input = bytearray()
+        self._output: list[bytes] = []  # what goes out at the end of this round of the loop
+        self._output_size = 0
         self._looked = 0  # where in it the line begins that was not all there at the last look
         self._lost = ""
         self._bell = Bell()  # what came, or happened, is news to who waits
@@ -144,6 +146,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep what came, up to the largest reply."""
+        if self._output:
+            self._flush()  # it was said before this was heard
         self._input += data
         if len(self._input) > MAX_INPUT:
             self._fail("it sent more than any reply has")
@@ -203,7 +207,7 @@ class Connection(asyncio.Protocol):
         Each piece of it starts the time anew, but all of it takes at most PATIENCE times as long.
         """
         end = 0.0
-        while (reply := self.take()) is None:
+        while (reply := self.take() if self._input else None) is None:
             now = self._loop.time()
             end = end or now + PATIENCE * seconds
             await self._wait(min(seconds, end - now), "a reply")
@@ -236,10 +240,24 @@ class Connection(asyncio.Protocol):
         return replies
 
     def send(self, data: bytes) -> None:
-        """Send bytes. BackendError: the connection is gone."""
+        """Send bytes, at the end of this round of the event loop, or at once where it is much.
+
+        All that goes to a server in a round goes together: a write wakes it up, which takes the processor away from us.
+        BackendError: the connection is gone.
+        """
         if self._lost or self._transport is None:
             raise self.loss()
-        self._transport.write(data)
+        if not self._output:
+            self._loop.call_soon(self._flush)
+        self._output.append(data)
+        self._output_size += len(data)
+        if self._output_size > HIGH_WATER:
+            self._flush()
+
+    def _flush(self) -> None:
+        output, self._output, self._output_size = self._output, [], 0
+        if output and self._transport is not None and not self._lost:
+            self._transport.write(output[0] if len(output) == 1 else b"".join(output))
 
     def stream(self, flow: Flow, block: float) -> None:
         """From here on a message is sent, and `flow` waits where the backend does not take it.

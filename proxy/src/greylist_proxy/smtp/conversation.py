@@ -136,14 +136,17 @@ class Conversation(Edge):
             self._pumping = False
         if self._closing:
             return
-        if self._is_usual():
-            if self._core.has_output:
-                happened = True
+        is_ending = self._eof or self._stopping or self._core.closed
+        if self._core.has_output:
+            happened = True
+            if is_ending:
+                self.flush()
+            else:
                 self._watch.flush_later(self)
-            self._await_command(happened=happened)
-        else:
-            happened = self.flush() or happened
+        if is_ending or self._is_special():
             self._settle(happened)
+        else:
+            self._await_command(happened=happened)
 
     def _next_turn(self) -> None:
         self._scheduled = False
@@ -173,26 +176,15 @@ class Conversation(Edge):
             self._release(OWED)
         return events > 0
 
-    def _is_usual(self) -> bool:
-        """Tell whether the client's next command is all that is waited for, in a session in no special state."""
-        return not (
-            self._eof
-            or self._stopping
-            or self._pause
-            or self._scheduled
-            or self._core.closed
-            or self._task
-            or self._wait
-            or self._pace
-        )
+    def _is_special(self) -> bool:
+        """Tell whether something else than the client's next command is waited for."""
+        return bool(self._task or self._pace or self._pause or self._wait or self._scheduled)
 
-    def flush(self) -> bool:
-        """Send the replies that there are; tell whether there were any."""
+    def flush(self) -> None:
+        """Send the replies that there are."""
         output = self._core.take_output()
-        if not output or self.transport is None:
-            return False
-        self.transport.write(output)
-        return True
+        if output and self.transport is not None:
+            self.transport.write(output)
 
     def _settle(self, happened: bool) -> None:
         """Nothing more can be done now: find out what for we wait, and how long."""

@@ -100,8 +100,8 @@ class Edge(SMTP):
         """Take what the client sent."""
         raise NotImplementedError
 
-    def flush(self) -> bool:
-        """Send the replies that there are; tell whether there were any."""
+    def flush(self) -> None:
+        """Send the replies that there are."""
         raise NotImplementedError
 
     def _is_busy(self) -> bool:

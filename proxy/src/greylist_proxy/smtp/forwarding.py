@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal, NamedTuple
 
@@ -45,6 +45,10 @@ class Introduction(NamedTuple):
     name: str | None
     helo: str
     esmtp: bool
+
+
+# Made where a backend is to be told: most are not, and a connection that is kept need not be told again.
+Introduce = Callable[[], Introduction]
 
 
 def ehlo_name(introduction: Introduction, hostname: str) -> str:

@@ -26,7 +26,7 @@ from greylist_proxy.smtp import envelope
 from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import GONE, TROUBLE, UNREACHABLE, BackendError, Connection, Flow, for_client
 from greylist_proxy.smtp.capabilities import Capabilities
-from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.forwarding import Introduce
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.pool import Backends, Recipient
 from greylist_proxy.smtp.replies import Reply
@@ -49,7 +49,7 @@ class Relay:
         "_flow",
         "_ident",
         "_in_body",
-        "_introduction",
+        "_introduce",
         "_is_closed",
         "_is_waiting",
         "_may_begin_anew",
@@ -66,7 +66,7 @@ class Relay:
         ident: str,
         sender: Path,
         parameters: Sequence[Parameter],
-        introduction: Introduction,
+        introduce: Introduce,
         promised: Capabilities | None,
         flow: Flow,
     ) -> None:
@@ -75,7 +75,7 @@ class Relay:
         self._ident = ident
         self._sender = sender
         self._parameters = parameters
-        self._introduction = introduction
+        self._introduce = introduce
         self._flow = flow
         self._connection: Connection | None = None
         self._endpoint: Endpoint | None = None
@@ -162,8 +162,10 @@ class Relay:
             raise
         self._is_waiting = False
         reply = for_client(answer)
-        outcome = "accepted" if reply.is_positive else "refused" if reply is answer else "trouble"
-        self._report("end-of-data", outcome, code=answer.code, error=None if reply.is_positive else str(answer))
+        if reply.is_positive:
+            self._report_accepted(answer.code)
+        else:
+            self._report("end-of-data", "refused" if reply is answer else "trouble", code=answer.code, error=str(answer))
         self._connection = None
         self._failure = GONE
         self._backends.release(connection, reusable=reply is answer)
@@ -191,7 +193,7 @@ class Relay:
     async def _begin(self, recipient: Recipient, *, fresh: bool) -> Reply:
         try:
             begun = await self._backends.begin(
-                self._sender, self._parameters, recipient, self._introduction, self._passed_over, fresh=fresh
+                self._sender, self._parameters, recipient, self._introduce, self._passed_over, fresh=fresh
             )
         except BackendError as error:
             self._failure = error.reply  # _passed_over has reported it
@@ -263,9 +265,7 @@ class Relay:
         return error.reply
 
     def _report(self, stage: str, outcome: str, code: int | None = None, error: str | None = None) -> None:
-        seconds = time.monotonic() - self._started
-        if stage == "end-of-data":
-            RELAY_SECONDS.observe(self._backends.cells, seconds)
+        seconds = self._took(stage)
         self._backends.report(
             outcome,
             stage,
@@ -273,9 +273,18 @@ class Relay:
             self._endpoint,
             code=code,
             bytes=self._bytes,
-            seconds=round(seconds, 3),
+            seconds=seconds,
             error=error,
         )
+
+    def _report_accepted(self, code: int) -> None:
+        self._backends.report_accepted(self._ident, self._endpoint, code, self._bytes, self._took("end-of-data"))
+
+    def _took(self, stage: str) -> float:
+        seconds = time.monotonic() - self._started
+        if stage == "end-of-data":
+            RELAY_SECONDS.observe(self._backends.cells, seconds)
+        return round(seconds, 3)
 
 
 def _out_of_turn(answer: Reply) -> BackendError:

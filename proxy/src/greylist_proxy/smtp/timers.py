@@ -31,7 +31,7 @@ class Timed(Protocol):
     def abort(self) -> None:
         """End at once."""
 
-    def flush(self) -> object:
+    def flush(self) -> None:
         """Send the replies that there are."""
 
     def failed(self, error: Exception) -> None:

@@ -22,6 +22,7 @@ from functools import lru_cache
 from greylist_proxy.client import Client
 from greylist_proxy.smtp.address import is_address_literal, is_domain
 
+IDENT = "\0"  # stands for each character of the message's name: in no name of a host
 WIDTH = 78  # characters of a line, where they can be kept to (RFC 5322 section 2.1.1); 998 is the limit
 COMMENT = re.compile(r"[A-Za-z0-9._/ -]{1,200}")  # what a comment may hold without quoting (RFC 5322 section 3.2.2)
 
@@ -37,22 +38,21 @@ def received(
     hostname: str,
     ident: str,
     recipient: str | None,
-    now: datetime.datetime,
+    now: float,
 ) -> bytes:
     """Return the field with its CRLF.
 
     `helo` is what the client said. `tls` is version and cipher, "" in clear. `names` are the client's confirmed names.
-    `recipient` is given for a message to one alone: naming one of several would tell it to the others (Bcc).
+    `recipient` is given for a message to one alone: naming one of several would tell it to the others (Bcc). `now` is
+    in seconds since 1970.
     """
-    protocol = _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls))
-    clauses: list[Sequence[str]] = [("by", hostname, "(greylist-proxy)", "with", protocol, "id", ident)]
     # Only a message with internationalised headers may have an address with other characters in them (RFC 6532).
-    if recipient is not None and (smtputf8 or recipient.isascii()):
-        clauses.append(("for", f"<{recipient}>"))
-    *others, last = clauses
-    whence, when = _from(helo, client.literal, tuple(names), tls), _date(int(now.timestamp()))
-    lines = map(_folded, (*others, (*last[:-1], f"{last[-1]};")))
-    return "\r\n ".join((whence, *lines, f"{when}\r\n")).encode()
+    if recipient is not None and not (smtputf8 or recipient.isascii()):
+        recipient = None
+    protocol = _protocol(esmtp=esmtp, smtputf8=smtputf8, tls=bool(tls))
+    whence = _from(helo, client.literal, tuple(names), tls)
+    whither = _by(hostname, protocol, len(ident), recipient).replace(IDENT * len(ident), ident, 1)
+    return f"{whence}\r\n {whither}\r\n {_date(int(now))}\r\n".encode()
 
 
 @lru_cache(maxsize=64)  # who sends one message often sends more
@@ -67,6 +67,16 @@ def _from(helo: str, literal: str, names: tuple[str, ...], tls: str) -> str:
     if tls and COMMENT.fullmatch(tls):
         clauses.append((f"(using {tls})",))
     return "\r\n ".join(map(_folded, clauses))
+
+
+@lru_cache(maxsize=1024)  # of our recipients
+def _by(hostname: str, protocol: str, ident_length: int, recipient: str | None) -> str:
+    """Return the clauses about us and the recipient, with as many of IDENT as the message's name is long."""
+    clauses: list[Sequence[str]] = [("by", hostname, "(greylist-proxy)", "with", protocol, "id", IDENT * ident_length)]
+    if recipient is not None:
+        clauses.append(("for", f"<{recipient}>"))
+    *others, last = clauses
+    return "\r\n ".join(map(_folded, (*others, (*last[:-1], f"{last[-1]};"))))
 
 
 def _protocol(*, esmtp: bool, smtputf8: bool, tls: bool) -> str:

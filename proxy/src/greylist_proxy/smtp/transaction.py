@@ -16,20 +16,21 @@ to mix: the recipients of either kind that come later are told to come again by 
 
 from __future__ import annotations
 
-import datetime
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from greylist_proxy import policy
-from greylist_proxy.client import Client
+from greylist_proxy.client import Client, Origin
 from greylist_proxy.patience import in_a_task
 from greylist_proxy.policy import Decision, Mode, Reason, Verdict
 from greylist_proxy.smtp.address import ROUTING_DENIED, AddressError, Path
 from greylist_proxy.smtp.backend import Flow
 from greylist_proxy.smtp.capabilities import Capabilities
 from greylist_proxy.smtp.events import Hello, Mail
-from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.forwarding import Introduce, Introduction
 from greylist_proxy.smtp.limits import client_key
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.recipients import screen
@@ -199,7 +200,7 @@ class Transaction:
             # After the decision, so that traps close, and nobody is verified who is put to the backend anyway.
             await in_a_task()
             reply = await services.verifier.refusal(
-                services.backends, self._mail.path, self._mail.parameters, address, self._introduction()
+                services.backends, self._mail.path, self._mail.parameters, address, self._introduce()
             )
             if reply is not None:
                 return policy.UNKNOWN_RECIPIENT, reply
@@ -281,7 +282,7 @@ class Transaction:
                 self._ident,
                 mail.path,
                 mail.parameters,
-                self._introduction(),
+                self._introduce(),
                 self._promised,
                 self._flow,
             )
@@ -359,19 +360,12 @@ class Transaction:
             hostname=self._services.hostname,
             ident=self._ident,
             recipient=self._accepted[0].address if len(self._accepted) == 1 else None,
-            now=datetime.datetime.now(datetime.UTC),
+            now=time.time(),
         )
 
-    def _introduction(self) -> Introduction:
-        visitor, hello = self._visitor, self._hello
-        return Introduction(
-            visitor.client.address,
-            visitor.port,
-            *visitor.local(),
-            next(iter(self._origin.known_names), None),
-            hello.name,
-            hello.esmtp,
-        )
+    def _introduce(self) -> Introduce:
+        # Not a method of ours: the relay would know us, and we know it.
+        return partial(_introduction, self._visitor, self._hello, self._origin)
 
     def _take_slot(self) -> bool:
         callouts = self._services.callouts
@@ -409,3 +403,8 @@ class Transaction:
             return own_reply(450, "4.7.1", f"Too much unwanted mail from this address, try again later ({ident})")
         text = self._services.greylisted_reply.replace("{seconds}", str(decision.seconds_left)).replace("{id}", ident)
         return own_reply(450, "4.7.1", text)
+
+
+def _introduction(visitor: Visitor, hello: Hello, origin: Origin) -> Introduction:
+    name = next(iter(origin.known_names), None)
+    return Introduction(visitor.client.address, visitor.port, *visitor.local(), name, hello.name, hello.esmtp)

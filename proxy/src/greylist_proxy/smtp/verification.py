@@ -25,7 +25,7 @@ from itertools import islice
 from greylist_proxy.client import Client
 from greylist_proxy.normalise import recipient_key
 from greylist_proxy.smtp.address import Path
-from greylist_proxy.smtp.forwarding import Introduction
+from greylist_proxy.smtp.forwarding import Introduce
 from greylist_proxy.smtp.parameters import Parameter
 from greylist_proxy.smtp.pool import Backends
 from greylist_proxy.smtp.replies import Reply
@@ -104,7 +104,7 @@ class Verifier:
         sender: Path,
         parameters: Sequence[Parameter],
         recipient: str,
-        introduction: Introduction,
+        introduce: Introduce,
     ) -> Reply | None:
         """Return the backend's 5xx for this recipient of this sender; None: it exists, or there was no answer.
 
@@ -116,7 +116,7 @@ class Verifier:
         self._asking += 1
         try:
             async with asyncio.timeout(PATIENCE):
-                reply = await backends.verify(sender, parameters, recipient, introduction)
+                reply = await backends.verify(sender, parameters, recipient, introduce)
         except TimeoutError:
             return None
         finally:
