@@ -165,7 +165,9 @@ class Relay:
         if reply.is_positive:
             self._report_accepted(answer.code)
         else:
-            self._report("end-of-data", "refused" if reply is answer else "trouble", code=answer.code, error=str(answer))
+            self._report(
+                "end-of-data", "refused" if reply is answer else "trouble", code=answer.code, error=str(answer)
+            )
         self._connection = None
         self._failure = GONE
         self._backends.release(connection, reusable=reply is answer)
