@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab.hosts import Lab, LabHost
-from tools.ansible_runs import Controller, windows_inventory
+from tools.ansible_runs import Controller, one_windows_host
 from tools.exchange_site import Site
 
 
@@ -33,12 +33,7 @@ def win01(lab_host: LabHost) -> LabHost:
 @pytest.fixture(params=["winrm", "psrp"])
 def inventory(request: pytest.FixtureRequest, lab: Lab, win01: LabHost, tmp_path: Path) -> Path:
     """The inventory of the lab's host, by the name win01 and each of the two connections."""
-    return windows_inventory(
-        tmp_path,
-        {"win01": {"ansible_host": win01.address, "ansible_port": win01.winrm_port}},
-        lab.username,
-        request.param,
-    )
+    return one_windows_host(tmp_path, win01, lab.username, request.param)
 
 
 @pytest.fixture(scope="session")

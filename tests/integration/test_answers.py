@@ -116,17 +116,26 @@ def test_return_codes_of_the_registry(run, host: LabHost, request_: str, code: i
     assert (RIGHTS in said(result)) is (code == 5)
 
 
-@ONCE
-@pytest.mark.parametrize(("code", "meaning"), SERVICE)
 @pytest.mark.parametrize(("method", "verb"), [("StopService", "stop"), ("StartService", "start")])
-def test_return_codes_of_the_service(run, host: LabHost, method: str, verb: str, code: int, meaning: str) -> None:
-    host.faults.on(method, Answer(code))
-    result = run().last("win01")
-    assert said(result).startswith(f"win01: Windows refused to {verb} the service SMTPSVC: {meaning}")
-    assert f"(Win32_Service returned {code})" in said(result)
-    assert (RIGHTS in said(result)) is (code == 2)
-    assert said(result).endswith(STOPPED if verb == "start" else f"{BEFORE_STOP}. {GOES_ON}")
-    assert result["changed"] is True
+def test_return_codes_of_the_service(controller: Controller, tmp_path: Path, method: str, verb: str) -> None:
+    """One run, over as many hosts as there are codes: each host gives another one."""
+    with Lab.start(hosts=len(SERVICE)) as lab:
+        hosts = {f"win{code}": host for (code, _meaning), host in zip(SERVICE, lab.hosts, strict=True)}
+        for (code, _meaning), host in zip(SERVICE, lab.hosts, strict=True):
+            host.faults.on(method, Answer(code))
+        addresses = {
+            name: {"ansible_host": host.address, "ansible_port": host.winrm_port} for name, host in hosts.items()
+        }
+        inventory = windows_inventory(tmp_path, addresses, lab.username)
+        playbook = play(tmp_path / "play.json", {"mailops.tarpit.win_smtp_tarpit": {"seconds": 1}}, hosts="all")
+        done = controller.playbook(playbook, inventory, lab.password, "--forks=4")
+    for code, meaning in SERVICE:
+        result = done.last(f"win{code}")
+        assert said(result).startswith(f"win{code}: Windows refused to {verb} the service SMTPSVC: {meaning}")
+        assert f"(Win32_Service returned {code})" in said(result)
+        assert (RIGHTS in said(result)) is (code == 2)
+        assert said(result).endswith(STOPPED if verb == "start" else f"{BEFORE_STOP}. {GOES_ON}")
+        assert result["changed"] is True
 
 
 @pytest.mark.parametrize("fault", ACCESS_DENIED, ids=lambda fault: str(fault.code))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from lab.backend import HKEY_LOCAL_MACHINE, REG_DWORD, REG_SZ, RegistryValue
-from lab.hosts import MARK_KEY, SMTPSVC_PARAMETERS, Lab, LabHost
-from tools.ansible_runs import Controller, play
+from lab.hosts import MARK_KEY, SMTPSVC_PARAMETERS, BackendName, Lab, LabHost
+from tools.ansible_runs import Controller, one_windows_host, play
 from tools.killed_runs import run_until_killed
 from tools.refusal_delay import measure
 
@@ -27,13 +27,20 @@ def in_force(host: LabHost) -> bool:
     return measure(host.address, host.smtp_port)["seconds"] >= 1
 
 
+@pytest.fixture
+def by_turns(position: int, backend_name: BackendName, lab: Lab, win01: LabHost, tmp_path: Path) -> Path:
+    """An inventory with one of the connections: at each request both have their turn, one with each backend."""
+    connection = ("winrm", "psrp")[(position + (backend_name == "wine")) % 2]
+    return one_windows_host(tmp_path, win01, lab.username, connection)
+
+
 @pytest.mark.parametrize("position", range(1, REQUESTS_OF_A_CHANGE + 1))
 def test_the_next_run_finishes_it(
-    position: int, controller: Controller, inventory: Path, lab: Lab, win01: LabHost, tmp_path: Path
+    position: int, controller: Controller, by_turns: Path, lab: Lab, win01: LabHost, tmp_path: Path
 ) -> None:
-    run_until_killed(controller, play(tmp_path / "once.json", SET), inventory, lab, win01, position)
+    run_until_killed(controller, play(tmp_path / "once.json", SET), by_turns, lab, win01, position)
 
-    run = controller.playbook(play(tmp_path / "twice.json", SET, SET), inventory, lab.password)
+    run = controller.playbook(play(tmp_path / "twice.json", SET, SET), by_turns, lab.password)
 
     assert run.status == 0, run.printed
     assert win01.backend.service_status("SMTPSVC").state == "Running"

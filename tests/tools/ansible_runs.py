@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.hosts import LabHost
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD_VARIABLE = "TARPIT_TEST_PASSWORD"
@@ -99,9 +101,9 @@ class Controller:
         return Run(process.returncode, printed, [json.loads(line) for line in lines])
 
 
-def play(path: Path, *tasks: dict[str, Any]) -> str:
-    """Write a playbook of these tasks for the host win01, and return its path."""
-    path.write_text(json.dumps([{"hosts": "win01", "gather_facts": False, "tasks": tasks}]))
+def play(path: Path, *tasks: dict[str, Any], hosts: str = "win01") -> str:
+    """Write a playbook of these tasks, and return its path."""
+    path.write_text(json.dumps([{"hosts": hosts, "gather_facts": False, "tasks": tasks}]))
     return str(path)
 
 
@@ -121,3 +123,9 @@ def windows_inventory(
     path = folder / "inventory.json"
     path.write_text(json.dumps({"windows_smtp": {"hosts": hosts, "vars": usual}}))
     return path
+
+
+def one_windows_host(folder: Path, host: LabHost, username: str, connection: str) -> Path:
+    """An inventory of the lab's host, by the name win01."""
+    addresses: dict[str, object] = {"ansible_host": host.address, "ansible_port": host.winrm_port}
+    return windows_inventory(folder, {"win01": addresses}, username, connection)
