@@ -19,6 +19,7 @@ from lab.hosts import LabHost
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD_VARIABLE = "TARPIT_TEST_PASSWORD"
+PATIENCE = 300.0  # seconds; a busy machine takes ten times as long as a calm one
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Controller:
         """Run a playbook to its end."""
         with self.start(playbook, inventory, password, *arguments, **variables) as process:
             try:
-                printed, _nothing = process.communicate(timeout=100)
+                printed, _nothing = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
