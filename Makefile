@@ -19,6 +19,8 @@ DEV := .cache/venvs/dev/bin
 FUZZ := .cache/venvs/fuzz/bin
 # Of the proxy's tests, two a processor: many wait for a program, a delay or a timer.
 AT_ONCE := $(shell echo $$((2 * $$(nproc))))
+# Who has nothing more to do takes from the others; what took longest is told, so that it can be seen where time goes.
+PARALLEL := --dist worksteal --durations 15
 NEWEST_ONLY := bench_* preflight in_front_of haproxy monitoring
 FUZZ_SECONDS := 600
 SOAK_SECONDS := 3600
@@ -63,15 +65,15 @@ integration: ## Real programs against the lab on both backends
 	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES) $(MONITORING_PACKAGES) \
 	    $(MAIL_PACKAGES))
 	@$(call setup,python integration); $(call setup,python dev)
-	$(INTEGRATION)/pytest -n $(AT_ONCE) proxy/tests
-	$(INTEGRATION)/pytest -n auto tests/lab tests/integration
+	$(INTEGRATION)/pytest $(PARALLEL) -n $(AT_ONCE) proxy/tests
+	$(INTEGRATION)/pytest $(PARALLEL) -n auto tests/lab tests/integration
 	@# The oldest ansible-core that is supported goes with the oldest Python, where this machine has two. Benchmarks, and
 	@# what is about other programs' configuration, run with the newest only.
 	@$(call setup,python test oldest)
 	if [ -d .cache/venvs/test-oldest ]; then \
-	    .cache/venvs/test-oldest/bin/pytest -n auto tests/unit tests/integration/test_windows.py \
+	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n auto tests/unit tests/integration/test_windows.py \
 	        tests/integration/test_exchange.py -k 'not wine' && \
-	    .cache/venvs/test-oldest/bin/pytest -n $(AT_ONCE) $(NEWEST_ONLY:%=--ignore-glob='*/test_%.py') proxy/tests; fi
+	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n $(AT_ONCE) $(NEWEST_ONLY:%=--ignore-glob='*/test_%.py') proxy/tests; fi
 
 .PHONY: fuzz
 fuzz: ## Search for inputs that break what the proxy reads (FUZZ_SECONDS=600)

@@ -167,6 +167,7 @@ def test_what_is_no_answer_is_said_to_be_none(run, host: LabHost, trouble: Troub
     assert "Traceback" not in done.printed
 
 
+@ONCE
 @pytest.mark.parametrize(
     "spelling",
     [

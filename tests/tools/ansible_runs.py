@@ -19,7 +19,7 @@ from lab.hosts import LabHost
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD_VARIABLE = "TARPIT_TEST_PASSWORD"
-PATIENCE = 300.0  # seconds; a busy machine takes ten times as long as a calm one
+PATIENCE = 240.0  # seconds; a busy machine takes ten times as long as a calm one
 
 
 @dataclass(frozen=True)
