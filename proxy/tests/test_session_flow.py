@@ -100,6 +100,19 @@ def test_what_was_answered_goes_out_before_the_end_of_a_client_that_asks_no_more
     run(dialogue())
 
 
+@pytest.mark.parametrize("foreign", [b"GET / HTTP/1.1\r\n", b"PROXY TCP4 192.0.2.1 192.0.2.2 1 25\r\n"])
+def test_who_speaks_another_protocol_at_once_is_greeted_and_no_more(stage: Stage, foreign: bytes) -> None:
+    async def dialogue() -> None:
+        session, transport = made(stage)
+        session.data_received(foreign)  # in the same round
+        assert [write[:4] for write in transport.writes] == [b"220 "]
+        assert transport.writes[0].count(b"\n") == 1
+        assert transport.closed
+        session.connection_lost(None)
+
+    run(dialogue())
+
+
 def test_what_waits_holds_back_what_comes_after_it(stage: Stage) -> None:
     async def dialogue() -> None:
         gate = stage.answers["rcpt"] = Gate()

@@ -117,7 +117,7 @@ class Session(Conversation):
 
     def _on_foreign(self, event: Foreign) -> None:
         self._services.log.event("foreign", client=self.host, protocol=event.kind)
-        self._core.take_output()
+        self.flush()  # the banner may still be there
         self._end_transaction("reset")
         self._close()
 
