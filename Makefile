@@ -21,7 +21,7 @@ FUZZ := .cache/venvs/fuzz/bin
 AT_ONCE := $(shell echo $$((2 * $$(nproc))))
 # Who has nothing more to do takes from the others; what took longest is told, so that it can be seen where time goes.
 PARALLEL := --dist worksteal --durations 15
-NEWEST_ONLY := bench_* preflight in_front_of haproxy monitoring
+NEWEST_ONLY := bench_* preflight in_front_of haproxy monitoring greylist end_to_end smuggling commands_running real_clients
 FUZZ_SECONDS := 600
 SOAK_SECONDS := 3600
 WINE_PACKAGES := wine64 gcc-mingw-w64-x86-64
@@ -68,7 +68,8 @@ integration: ## Real programs against the lab on both backends
 	$(INTEGRATION)/pytest $(PARALLEL) -n $(AT_ONCE) proxy/tests
 	$(INTEGRATION)/pytest $(PARALLEL) -n auto tests/lab tests/integration
 	@# The oldest ansible-core that is supported goes with the oldest Python, where this machine has two. Benchmarks, and
-	@# what is about other programs' configuration, run with the newest only.
+	@# the longest of what is about the whole program among others, run with the newest only: in the scenario
+	@# `greylist` it runs with Debian 12's.
 	@$(call setup,python test oldest)
 	if [ -d .cache/venvs/test-oldest ]; then \
 	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n auto tests/unit tests/integration/test_windows.py \
