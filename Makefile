@@ -19,6 +19,8 @@ DEV := .cache/venvs/dev/bin
 FUZZ := .cache/venvs/fuzz/bin
 # Of the proxy's tests, two a processor: many wait for a program, a delay or a timer.
 AT_ONCE := $(shell echo $$((2 * $$(nproc))))
+# Of the others, one more than there are processors.
+LAB_AT_ONCE := $(shell echo $$((1 + $$(nproc))))
 # Who has nothing more to do takes from the others; what took longest is told, so that it can be seen where time goes.
 PARALLEL := --dist worksteal --durations 15
 NEWEST_ONLY := bench_* preflight in_front_of haproxy monitoring greylist end_to_end smuggling commands_running real_clients
@@ -66,13 +68,13 @@ integration: ## Real programs against the lab on both backends
 	    $(MAIL_PACKAGES))
 	@$(call setup,python integration); $(call setup,python dev)
 	$(INTEGRATION)/pytest $(PARALLEL) -n $(AT_ONCE) proxy/tests
-	$(INTEGRATION)/pytest $(PARALLEL) -n auto tests/lab tests/integration
+	$(INTEGRATION)/pytest $(PARALLEL) -n $(LAB_AT_ONCE) tests/lab tests/integration
 	@# The oldest ansible-core that is supported goes with the oldest Python, where this machine has two. Benchmarks, and
 	@# the longest of what is about the whole program among others, run with the newest only: in the scenario
 	@# `greylist` it runs with Debian 12's.
 	@$(call setup,python test oldest)
 	if [ -d .cache/venvs/test-oldest ]; then \
-	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n auto tests/unit tests/integration/test_windows.py \
+	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n $(LAB_AT_ONCE) tests/unit tests/integration/test_windows.py \
 	        tests/integration/test_exchange.py -k 'not wine' && \
 	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n $(AT_ONCE) $(NEWEST_ONLY:%=--ignore-glob='*/test_%.py') proxy/tests; fi
 
