@@ -91,13 +91,22 @@ def test_sockets_from_systemd(hand_over: Callable[..., Given]) -> None:
         taken.detach()
 
 
+def in_a_row(*sockets: socket.socket) -> list[socket.socket]:
+    """Give sockets descriptors that follow one another, as systemd does, far above all that a test has open."""
+    for number, each in enumerate(sockets, 500):
+        os.dup2(each.fileno(), number, inheritable=False)
+        each.close()
+    return [socket.socket(fileno=number) for number, _each in enumerate(sockets, 500)]
+
+
 def test_sockets_are_known_by_their_names(hand_over: Callable[..., Given], tmp_path: Path) -> None:
     path = str(tmp_path / "control.sock")
     unnamed, smtp, admin = (socket.create_server(("127.0.0.1", 0)) for _n in range(3))
     control = socket.socket(socket.AF_UNIX)
+    control.bind(path)
+    control.listen()
+    smtp, admin, control = in_a_row(smtp, admin, control)
     with unnamed, smtp, admin, control:
-        control.bind(path)
-        control.listen()
         given = hand_over(smtp, admin, control, names="greylist-proxy.socket:admin:control")
         assert [taken.getsockname() for taken in given.smtp] == [smtp.getsockname()]
         assert [taken.getsockname() for taken in given.admin] == [admin.getsockname()]
