@@ -12,8 +12,8 @@
 Deferred sessions are what a greylisting server has most: connect, EHLO, MAIL, RCPT, 450, QUIT, fifty at once, each from
 a client and a sender that were never seen before. Messages are sent by Postfix's smtp-source over twenty connections
 to its smtp-sink, directly and through the proxy: each in a session of its own, as most mail comes to an MX, and many
-in one. Every reply is compared with what it must be, every message and every
-decision is counted, or there are no figures.
+in one. Every reply is compared with what it must be, every message and every decision is counted, or there are no
+figures.
 """
 
 from __future__ import annotations

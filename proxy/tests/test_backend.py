@@ -328,6 +328,14 @@ class Writes(Reluctant):
         self.writes.append(bytes(data))
 
 
+def connected() -> tuple[Connection, Writes]:
+    """Connect over such a transport."""
+    connection = Connection(Endpoint("127.0.0.1", 25))
+    transport = Writes(connection)
+    connection.connection_made(transport)
+    return connection, transport
+
+
 @pytest.mark.parametrize(
     ("sent", "at_once", "later"),
     [
@@ -341,9 +349,7 @@ def test_what_is_sent_in_a_round_goes_together(
     run: Run, sent: list[bytes], at_once: list[bytes], later: list[bytes]
 ) -> None:
     async def scene() -> tuple[list[bytes], list[bytes]]:
-        connection = Connection(Endpoint("127.0.0.1", 25))
-        transport = Writes(connection)
-        connection.connection_made(transport)
+        connection, transport = connected()
         for piece in sent:
             connection.send(piece)
         written = [*transport.writes]
@@ -355,9 +361,7 @@ def test_what_is_sent_in_a_round_goes_together(
 
 def test_what_was_sent_goes_before_what_comes_is_heard(run: Run) -> None:
     async def scene() -> list[bytes]:
-        connection = Connection(Endpoint("127.0.0.1", 25))
-        transport = Writes(connection)
-        connection.connection_made(transport)
+        connection, transport = connected()
         connection.send(b"NOOP\r\n")
         connection.data_received(b"250 ok\r\n")
         return [*transport.writes]
@@ -367,9 +371,7 @@ def test_what_was_sent_goes_before_what_comes_is_heard(run: Run) -> None:
 
 def test_what_was_sent_does_not_go_when_the_connection_is_given_up(run: Run) -> None:
     async def scene() -> list[bytes]:
-        connection = Connection(Endpoint("127.0.0.1", 25))
-        transport = Writes(connection)
-        connection.connection_made(transport)
+        connection, transport = connected()
         connection.send(b".\r\n")
         connection.abort()
         await asyncio.sleep(0)

@@ -120,12 +120,10 @@ def test_return_codes_of_the_registry(run, host: LabHost, request_: str, code: i
 def test_return_codes_of_the_service(controller: Controller, tmp_path: Path, method: str, verb: str) -> None:
     """One run, over as many hosts as there are codes: each host gives another one."""
     with Lab.start(hosts=len(SERVICE)) as lab:
-        hosts = {f"win{code}": host for (code, _meaning), host in zip(SERVICE, lab.hosts, strict=True)}
+        addresses: dict[str, dict[str, object]] = {}
         for (code, _meaning), host in zip(SERVICE, lab.hosts, strict=True):
             host.faults.on(method, Answer(code))
-        addresses = {
-            name: {"ansible_host": host.address, "ansible_port": host.winrm_port} for name, host in hosts.items()
-        }
+            addresses[f"win{code}"] = {"ansible_host": host.address, "ansible_port": host.winrm_port}
         inventory = windows_inventory(tmp_path, addresses, lab.username)
         playbook = play(tmp_path / "play.json", {"mailops.tarpit.win_smtp_tarpit": {"seconds": 1}}, hosts="all")
         done = controller.playbook(playbook, inventory, lab.password, "--forks=4")

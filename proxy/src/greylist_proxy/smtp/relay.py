@@ -163,7 +163,8 @@ class Relay:
         self._is_waiting = False
         reply = for_client(answer)
         if reply.is_positive:
-            self._report_accepted(answer.code)
+            seconds = self._took("end-of-data")
+            self._backends.report_accepted(self._ident, self._endpoint, answer.code, self._bytes, seconds)
         else:
             self._report(
                 "end-of-data", "refused" if reply is answer else "trouble", code=answer.code, error=str(answer)
@@ -278,9 +279,6 @@ class Relay:
             seconds=seconds,
             error=error,
         )
-
-    def _report_accepted(self, code: int) -> None:
-        self._backends.report_accepted(self._ident, self._endpoint, code, self._bytes, self._took("end-of-data"))
 
     def _took(self, stage: str) -> float:
         seconds = time.monotonic() - self._started
