@@ -117,13 +117,14 @@ class Session(Conversation):
 
     def _on_foreign(self, event: Foreign) -> None:
         self._services.log.event("foreign", client=self.host, protocol=event.kind)
-        self.flush()  # the banner may still be there
-        self._end_transaction("reset")
-        self._close()
+        self._part()
 
     def _on_bye(self, event: Bye) -> None:
+        self._part()
+
+    def _part(self) -> None:
         self._end_transaction("reset")
-        self.flush()
+        self.flush()  # also of a foreigner the banner may still be there
         self._close()
 
     def _on_hello(self, event: Hello) -> None:
