@@ -26,23 +26,31 @@ status=0
 printed=$(mktemp -d)
 declare -A beside=() # scenario: process
 trap 'kill "${beside[@]}" 2>/dev/null || true; rm -rf "$printed"' EXIT
+failed=()
 for scenario in "${scenarios[@]}"; do
-    if ! [[ $scenario =~ ^(greylist|cluster)$ ]]; then
-        molecule "$@" --scenario-name "$scenario" || status=$?
-    elif [ "$(id -u)" != 0 ]; then
+    if [[ $scenario =~ ^(greylist|cluster)$ ]] && [ "$(id -u)" != 0 ]; then
         echo "setup: the scenario $scenario needs root, for containers that run systemd" >&2
         status=3
-    elif [ ${#scenarios[@]} = 1 ]; then
-        molecule "$@" --scenario-name "$scenario" || status=$?
-    else
+    elif [[ $scenario =~ ^(greylist|cluster)$ ]] && [ ${#scenarios[@]} -gt 1 ]; then
         # They wait for packages and programs most of the time, so they run side by side; what they print follows.
         molecule "$@" --scenario-name "$scenario" >"$printed/$scenario" 2>&1 &
         beside[$scenario]=$!
+    else
+        molecule "$@" --scenario-name "$scenario" 2>&1 | tee "$printed/$scenario" || failed+=("$scenario")
     fi
 done
 for scenario in "${!beside[@]}"; do
-    wait "${beside[$scenario]}" || status=1
+    wait "${beside[$scenario]}" || failed+=("$scenario")
     unset "beside[$scenario]"
     cat "$printed/$scenario"
+done
+# What failed stands at the end, where it is found: the scenario goes on for pages after it.
+for scenario in "${failed[@]}"; do
+    status=1
+    printf '\n==== what failed in the scenario %s\n' "$scenario"
+    sed -E 's/\x1b\[[0-9;]*m//g; s/^ *│ ?//' "$printed/$scenario" | cut -c -1000 | awk '
+        /^TASK / { task = $0 }
+        /^(fatal|failed): |ERROR|CRITICAL|Traceback/ { if (more <= 0 && task != told) print told = task; more = 15 }
+        more-- > 0' | tail -n 60
 done
 exit "$status"

@@ -14,7 +14,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
-results=$(mktemp -d) # a file a part: its result and its seconds
+results=$(mktemp -d) # two files a part: its result and seconds, and what it printed
 beside=''             # what runs beside the others: a process group of its own, so that it ends as a whole
 trap '[ -z "$beside" ] || kill -- "-$beside" 2>/dev/null; rm -rf "$results"' EXIT
 
@@ -24,7 +24,7 @@ run() {
     printf '\n==== make %s\n' "$*"
     # make turns a recipe's exit status into 2, so the status that matters comes from a file.
     rm -f ".cache/not-run-$part"
-    if "${MAKE:-make}" --no-print-directory "$@"; then
+    if "${MAKE:-make}" --no-print-directory "$@" 2>&1 | tee "$results/$part.log"; then
         result=passed
     elif [ -e ".cache/not-run-$part" ]; then
         result='not run'
@@ -68,5 +68,10 @@ for part in "${parts[@]}"; do
     *'not run'*) [ "${CI-}" = true ] && worst=1 || worst=$((worst == 1 ? 1 : 3)) ;;
     *) worst=1 ;;
     esac
+done
+# The end of what failed stands at the end: with some machines' CI it is all one gets to see.
+for part in "${parts[@]}"; do
+    grep -q passed "$results/$part" 2>/dev/null ||
+        printf '\n==== %s: the end of what it printed\n%s\n' "$part" "$(tail -n 80 "$results/$part.log" 2>/dev/null)"
 done
 exit "$worst"
