@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import os
@@ -15,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 from greylist_proxy import systemd
 from greylist_proxy.config_values import Endpoint
 from greylist_proxy.log import Log
-from greylist_proxy.smtp.listener import Descriptors, ListenError, make_sockets
+from greylist_proxy.smtp.listener import AT_ONCE, Descriptors, ListenError, make_sockets, serve_on
 from greylist_proxy.systemd import Given, given_sockets
 
 from .peers import DEADLINE
@@ -160,6 +163,33 @@ def test_running_out_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("descriptors", "exhausted"),
         ("descriptors", "available"),
     ]
+
+
+def test_many_at_once() -> None:
+    """Whoever waits when the loop looks is accepted in few rounds, not one in each."""
+
+    class Counter(asyncio.Protocol):
+        met = 0
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            Counter.met += 1
+            transport.close()
+
+    async def rounds() -> int:
+        (made,) = make_sockets([Endpoint("127.0.0.1", 0)], BUFFER)
+        with contextlib.ExitStack() as clients:
+            for _n in range(4 * AT_ONCE):
+                clients.enter_context(socket.create_connection(made.getsockname()[:2], DEADLINE))
+            servers = await serve_on([made], Counter)
+            count = 0
+            while Counter.met < 4 * AT_ONCE:
+                count += 1
+                await asyncio.sleep(0)
+            for server in servers:
+                server.close()
+            return count
+
+    assert uvloop.run(rounds()) <= 4 * AT_ONCE // 2
 
 
 # A process with few descriptors: it must not spin, tell of it once, and serve again when there are some.
