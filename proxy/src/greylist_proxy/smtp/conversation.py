@@ -166,6 +166,8 @@ class Conversation(Edge):
                 end = monotonic() + TURN_TIME  # the loop's stands still meanwhile
             self._DO[type(event)](self, event)
             events += 1
+            if not core.has_more:
+                break
             if events >= TURN or (events > 1 and monotonic() > end):
                 # Who sends many commands at once must not keep the others waiting.
                 if not self._scheduled:

@@ -73,7 +73,7 @@ class ServerProtocol(Core):
         """Take what the client has sent. `next_event` then tells what it means. Return what `buffered` is now."""
         if self.closed:
             return 0
-        self._input = data = self._input[self._at :] + data if self._at < len(self._input) else data
+        self._input = data = self._input[self._at :] + data if self._input else data
         self._at = 0
         return len(data)
 
@@ -90,10 +90,7 @@ class ServerProtocol(Core):
         while (end := self._input.find(b"\n", self._at)) >= 0:
             if (event := self._take_line(end)) is not None:
                 return event
-        if self._at < len(self._input):
-            return self._keep_rest()
-        self._input, self._at = b"", 0
-        return None
+        return self._keep_rest() if self._input else None
 
     def reply(self, reply: Reply) -> None:
         """Answer what is owed. A 421 closes. ValueError: nothing is owed."""
@@ -134,8 +131,9 @@ class ServerProtocol(Core):
 
     def _take_line(self, end: int) -> Event | None:
         """Take the line that ends at `end`, and do what it says."""
-        start, self._at = self._at, end + 1
-        line = self._input[start:end]
+        line, self._at = self._input[self._at : end], end + 1
+        if self._at == len(self._input):
+            self._input, self._at = b"", 0
         if not line.endswith(b"\r"):
             # Someone may have made a client send this in what was to be one line: what follows is not to be obeyed.
             kind = None if self._overlong else foreign.of_line(line)

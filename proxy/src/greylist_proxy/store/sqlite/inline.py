@@ -19,13 +19,13 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from greylist_proxy.store import StoreError
 from greylist_proxy.store.sqlite.file import DatabaseFile
 from greylist_proxy.store.sqlite.worker import Worker
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
 SLOW = 0.02  # seconds for one look; when it happens again soon, a thread looks for a while
@@ -63,9 +63,7 @@ class InlineReader:
         except StoreError:
             self._is_opening = False
 
-    def use(
-        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *arguments: P.args, **named: P.kwargs
-    ) -> T | None:
+    def use(self, work: Callable[[sqlite3.Connection, *Ts], T], *arguments: *Ts) -> T | None:
         """Read, at once; None: it can't be done here now, and a thread should."""
         if not self._is_open:
             return None
@@ -78,7 +76,7 @@ class InlineReader:
             if connection is None:  # the path is another file now
                 self._give_up()
                 return None
-            result = work(connection, *arguments, **named)
+            result = work(connection, *arguments)
         except Exception:  # noqa: BLE001 - the thread runs into it as well, and says what it is
             self._hold()
             return None

@@ -86,12 +86,11 @@ class Sightings:
 
     def observe_now(self, identities: Sequence[Identity], sender: str, recipient: str, now: float) -> Sighting | None:
         """Answer a sighting, if the file can be read now; see `Store.observe_now`."""
+        if len(identities) > 1:
+            return self._at_once(_Asking(identities, sender, recipient, True, now))
+        # What follows is `_at_once` for one identity, which most clients have: with less made on the way.
         behind, rules = self._behind, self._rules()
         overlay = behind.overlay
-        asking = _Asking(identities, sender, recipient, True, now)
-        if len(identities) > 1:
-            return self._at_once(asking)
-        # What follows is `_at_once` for one identity, which most clients have: with less made on the way.
         ((key, earner),) = identities
         triplet = Triplet(key, sender, recipient)
         answers = self._reader.use(look_up, (Question(triplet, earner, now),), behind.writer, rules.max_pending, rules)
@@ -99,13 +98,14 @@ class Sightings:
             return None
         (answer,) = answers.answers
         if overlay.has_passed and overlay.is_full(key, answer.pending, answers.committed, now, rules):
-            return self._at_the_cap(asking)
+            return self._at_the_cap(_Asking(identities, sender, recipient, True, now))
         if self._is_first(triplet, earner, answer, answers.committed, now, rules):
             if (error := behind.trouble()) is not None:
                 raise error
             overlay.see(triplet, None, Record(now), NOTHING, now, rules)
             behind.changed()
             return Sighting(now, (NEW,))
+        asking = _Asking(identities, sender, recipient, True, now)
         return self._answer(asking, iter(answers.answers), answers.committed, {})
 
     def _at_once(self, asking: _Asking) -> Sighting | None:
