@@ -343,7 +343,6 @@ class Conversation(Edge):
     def _leave(self, reply: Reply, outcome: str) -> None:
         self._gone(outcome)
         self._core.say(reply)
-        self.flush()
         self._close()
 
     def _gone(self, outcome: str = "client-gone") -> None:

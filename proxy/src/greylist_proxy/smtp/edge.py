@@ -183,8 +183,7 @@ class Edge(SMTP):
     def _turn_away(self, host: str, full: Full) -> None:
         self._services.cells[CONNECTIONS_REFUSED.cells[full,]] += 1
         self._services.log.event("connection-refused", client=host, limit=full)
-        self._write(TOO_MANY)
-        self._close()
+        self._close(TOO_MANY)
 
     def _read_header(self, header: HeaderReader, data: bytes) -> None:
         try:
@@ -303,16 +302,20 @@ class Edge(SMTP):
         if self.transport is not None:
             self.transport.write(data)
 
-    def _close(self) -> None:
-        """Close when everything is sent; a client that does not read it is cut off."""
-        if self._closing or self.transport is None:
+    def _close(self, last: bytes = b"") -> None:
+        """Send what is still to be said, and close when everything is sent; who does not read it is cut off."""
+        transport = self.transport
+        if self._closing or transport is None:
             return
+        if not self._tls:  # there the end of the TLS session is waited for first
+            _cork(transport)
+        self.flush()
+        if last:
+            transport.write(last)
         self._closing = True
         settings = self._services.settings
         self.deadline = self._now() + min(settings.close_timeout, settings.command_timeout)
-        if not self._tls:  # there the end of the TLS session is waited for first
-            _cork(self.transport)
-        self.transport.close()
+        transport.close()
 
     def abort(self) -> None:
         """End at once."""

@@ -124,7 +124,6 @@ class Session(Conversation):
 
     def _part(self) -> None:
         self._end_transaction("reset")
-        self.flush()  # also of a foreigner the banner may still be there
         self._close()
 
     def _on_hello(self, event: Hello) -> None:
