@@ -160,16 +160,21 @@ class Stage:
             tls=self.tls,
         )
 
-    async def open(self) -> Talk:
-        """Listen, and connect a first client. The same services serve those that `connect` brings."""
+    async def listen(self) -> tuple[str, int]:
+        """Listen, and return where."""
         services = self.services()
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Session(services, self.watch), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: Session(services, self.watch), "127.0.0.1", 0)
+        self._address: tuple[str, int] = server.sockets[0].getsockname()[:2]
+        return self._address
+
+    async def open(self) -> Talk:
+        """Listen, and connect a first client. The same services serve those that `connect` brings."""
+        await self.listen()
         return await self.connect()
 
     async def connect(self) -> Talk:
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return Talk(*await asyncio.open_connection(host, port))
+        return Talk(*await asyncio.open_connection(*self._address))
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Return what was logged of a kind."""

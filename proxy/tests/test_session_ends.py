@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable
 
 import pytest
 
-from .peers import until
+from .peers import DEADLINE, until
 from .sessions import ACCEPTED, ENVELOPE, Gate, Stage, Talk, run
 
 WHOLE = b"\r\n".join((*ENVELOPE, b"DATA")) + b"\r\n"
@@ -47,6 +49,27 @@ def test_a_half_close_after_the_final_dot_still_gets_its_reply(stage: Stage) -> 
         gate.open.set()
         assert await talk.until_end() == ACCEPTED.wire()
         assert stage.transactions[0].outcomes == ["committed"]
+
+    run(dialogue())
+
+
+@pytest.mark.parametrize(("commands", "last"), [(b"NOOP\r\nQUIT\r\n", b"221"), (b"NOOP\n", b"521")])
+def test_a_reply_is_not_lost_where_the_client_sends_on(stage: Stage, commands: bytes, last: bytes) -> None:
+    """What is unread when a connection is closed makes the system drop whatever it has not sent by then."""
+
+    def talk(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, DEADLINE) as client:
+            said = client.recv(1000)
+            with contextlib.suppress(OSError):
+                client.sendall(b"EHLO client.test\r\n" + commands + b"x" * 4_000_000)
+            with contextlib.suppress(ConnectionResetError):
+                while piece := client.recv(1000):
+                    said += piece
+        return said
+
+    async def dialogue() -> None:
+        replies = await asyncio.to_thread(talk, await stage.listen())
+        assert [line[:3] for line in replies.splitlines()][-2:] == [b"250", last]
 
     run(dialogue())
 

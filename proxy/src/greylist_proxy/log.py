@@ -221,14 +221,12 @@ class Log:
         return f'{self._begin()}"event": {encode_basestring_ascii(event)}{inside}{self._end}'
 
     def _begin(self) -> str:
-        now = self._wall()
-        second = int(now)
-        known, stamp = self._stamp
-        if second != known:
+        second, part = divmod(int(self._wall() * 1000), 1000)
+        stamp = self._stamp
+        if second != stamp[0]:
             moment = datetime.datetime.fromtimestamp(second, datetime.UTC)
-            stamp = f'{{"time": "{moment:%Y-%m-%dT%H:%M:%S}.'
-            self._stamp = (second, stamp)
-        return f'{stamp}{int((now - second) * 1000):03}+00:00", '
+            self._stamp = stamp = (second, f'{{"time": "{moment:%Y-%m-%dT%H:%M:%S}.')
+        return f'{stamp[1]}{part:03}+00:00", '
 
     def record(self, event: str, inside: str) -> None:
         """Write an event of BATCHED whose fields are put into JSON already, as `members` does it."""

@@ -137,7 +137,7 @@ class Conversation(Edge):
         if self._closing:
             return
         is_ending = self._eof or self._stopping or self._core.closed
-        if self._core.has_output:
+        if self._core.replies:
             happened = True
             if is_ending:
                 self.flush()

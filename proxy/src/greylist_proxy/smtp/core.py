@@ -81,9 +81,9 @@ class Core:
         return self._owed is not None and not self._pending
 
     @property
-    def has_output(self) -> bool:
-        """Tell whether there are replies to be taken."""
-        return bool(self._output)
+    def replies(self) -> int:
+        """Return how many replies there are to be taken."""
+        return len(self._output)
 
     @property
     def has_more(self) -> bool:

@@ -37,13 +37,6 @@ HELD = 8  # it waits in the tarpit
 UPGRADE = 16  # the TLS handshake
 
 
-def _cork(transport: asyncio.Transport) -> None:
-    """Let the last reply go out in one packet with the end of the connection (tcp(7)): a tenth of a session's cost."""
-    connection = transport.get_extra_info("socket")
-    if connection is not None:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-
-
 class Edge(SMTP):
     """The lower half of a session. `watch` knows all of them, and looks at their `deadline`."""
 
@@ -302,13 +295,21 @@ class Edge(SMTP):
         if self.transport is not None:
             self.transport.write(data)
 
+    def _cork(self) -> None:
+        """Let what is written from now on go out in one packet with the end of the connection, which must follow.
+
+        It is a tenth of a session's cost (tcp(7), TCP_CORK). Not where the client may still be sending: what is unread
+        at the end makes the system drop what was held back. Nor under TLS, whose own end is waited for.
+        """
+        connection = None if self.transport is None or self._tls else self.transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+
     def _close(self, last: bytes = b"") -> None:
         """Send what is still to be said, and close when everything is sent; who does not read it is cut off."""
         transport = self.transport
         if self._closing or transport is None:
             return
-        if not self._tls:  # there the end of the TLS session is waited for first
-            _cork(transport)
         self.flush()
         if last:
             transport.write(last)

@@ -120,6 +120,9 @@ class Session(Conversation):
         self._part()
 
     def _on_bye(self, event: Bye) -> None:
+        # Never what is waited for, such as the 250 of a message before QUIT.
+        if event.why == "quit" and self._core.replies == 1:
+            self._cork()
         self._part()
 
     def _part(self) -> None:
