@@ -165,7 +165,8 @@ class Stage:
         services = self.services()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: Session(services, self.watch), "127.0.0.1", 0)
-        self._address: tuple[str, int] = server.sockets[0].getsockname()[:2]
+        host, port = server.sockets[0].getsockname()[:2]
+        self._address = (str(host), int(port))
         return self._address
 
     async def open(self) -> Talk:

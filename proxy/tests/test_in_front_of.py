@@ -51,7 +51,8 @@ def send(proxy: Proxy, source: str) -> bytes:
 def check_that_postfix_knows_the_client(proxy: Proxy, postfix: PostfixServer, sink: Sink, helo: bytes) -> None:
     """By its log, by its own Received field, and by what its own rules do."""
     for _each in range(3):
-        assert send(proxy, CLIENT).startswith(b"250 2.0.0 Ok: queued as ")
+        reply = send(proxy, CLIENT)
+        assert reply.startswith(b"250 2.0.0 Ok: queued as "), (proxy.select("relay"), postfix.log.read_text())
     assert b"Client host rejected: Access denied" in send(proxy, UNWANTED)
     wait_until(lambda: len(sink.mails) == 3, "Postfix to deliver")
     assert re.findall(r": client=(\S+)", postfix.log.read_text()) == [f"unknown[{CLIENT}]"] * 3
