@@ -76,7 +76,7 @@ def set_receive_buffer(listener: socket.socket, receive_buffer: int) -> None:
 async def serve_on(
     sockets: Sequence[socket.socket], factory: Callable[[], asyncio.Protocol], backlog: int = BACKLOG
 ) -> list[asyncio.Server]:
-    """Accept on each socket; `factory` makes the protocol of a connection. The sockets are theirs now.
+    """Accept on each socket, which the servers own from then on; `factory` makes the protocol of a connection.
 
     libuv takes one connection in each round of the loop, however many wait. Then under load a round would serve little
     more than one session, and each reply wake its client up for itself. It takes one of each descriptor, though, so a
