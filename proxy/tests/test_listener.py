@@ -94,6 +94,17 @@ def test_sockets_from_systemd(hand_over: Callable[..., Given]) -> None:
         taken.detach()
 
 
+@pytest.mark.parametrize("is_blocking", [True, False])
+def test_sockets_that_would_stop_others_are_told_of(hand_over: Callable[..., Given], is_blocking: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        given.setblocking(is_blocking)
+        taken = hand_over(given)
+        assert [warning.partition(":")[0] for warning in taken.warnings] == (
+            ["systemd made the sockets blocking"] if is_blocking else []
+        )
+        taken.smtp[0].detach()
+
+
 def in_a_row(*sockets: socket.socket) -> list[socket.socket]:
     """Give sockets descriptors that follow one another, as systemd does, far above all that a test has open."""
     for number, each in enumerate(sockets, 500):

@@ -101,7 +101,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
 
 def _run(config: Config, reread: Callable[[], Config], given: Given, admin: AdminSockets) -> int:
-    warnings = [*advice(config), *_raise_descriptor_limit(config), *admin.warnings]
+    warnings = [*advice(config), *_raise_descriptor_limit(config), *given.warnings, *admin.warnings]
     smtp = config.smtp
     workers = smtp.workers or processors()
     connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)

@@ -21,6 +21,10 @@ from greylist_proxy.smtp.listener import ListenError
 FIRST_DESCRIPTOR = 3  # sd_listen_fds(3)
 MOST_DESCRIPTORS = 1000
 INTERNET = (socket.AF_INET, socket.AF_INET6)
+BLOCKING = (
+    "systemd made the sockets blocking: whoever else serves on them stands still while we start; "
+    "say NonBlocking=yes in the unit"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Given:
     smtp: list[socket.socket] = field(default_factory=list)
     admin: list[socket.socket] = field(default_factory=list)
     control: list[socket.socket] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def given_sockets() -> Given:
@@ -45,11 +50,21 @@ def given_sockets() -> Given:
         return given
     if not (number.isascii() and number.isdecimal() and int(number) <= MOST_DESCRIPTORS):
         raise ListenError("LISTEN_FDS: not a number of sockets")
-    for index in range(int(number)):
+    descriptors = range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(number))
+    for index, descriptor in enumerate(descriptors):
         name = names[index] if index < len(names) else ""
-        taken = _take(FIRST_DESCRIPTOR + index, (socket.AF_UNIX,) if name == "control" else INTERNET)
+        if _is_blocking(descriptor):
+            given.warnings[:] = [BLOCKING]
+        taken = _take(descriptor, (socket.AF_UNIX,) if name == "control" else INTERNET)
         {"admin": given.admin, "control": given.control}.get(name, given.smtp).append(taken)
     return given
+
+
+def _is_blocking(descriptor: int) -> bool:
+    # Not the socket's method: that tells what Python was told.
+    with contextlib.suppress(OSError):  # there is none: whoever takes it says so
+        return os.get_blocking(descriptor)
+    return False
 
 
 def _take(descriptor: int, families: tuple[socket.AddressFamily, ...]) -> socket.socket:

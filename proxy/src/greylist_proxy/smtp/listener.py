@@ -80,8 +80,8 @@ async def serve_on(
 
     libuv takes one connection in each round of the loop, however many wait. Then under load a round would serve little
     more than one session, and each reply wake its client up for itself. It takes one of each descriptor, though, so a
-    socket gets several; to find that nothing is there costs half a microsecond. Who shares a socket with us must not make
-    it blocking (with systemd: NonBlocking=yes), or we would wait there.
+    socket gets several; to find that nothing is there costs half a microsecond. Who shares a socket with us must not
+    make it blocking (with systemd: NonBlocking=yes), or we would wait there.
     """
     loop = asyncio.get_running_loop()
     return [
