@@ -1,0 +1,58 @@
+# Copyright: the mailops.tarpit contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When a run of ansible-playbook is taken for one that ansible-core itself has brought to a stand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tools.ansible_runs import children, is_deadlocked
+
+PATIENCE = 20.0  # seconds
+FORK = """
+import os, subprocess, sys, threading, time
+if os.fork():
+    os.wait()
+else:
+    {does}
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "deadlocked"),
+    [
+        pytest.param("lock = threading.Lock(); lock.acquire(); lock.acquire()", True, id="a lock"),
+        pytest.param("time.sleep(60)", False, id="time"),
+        pytest.param("subprocess.run(['sleep', '60'])", False, id="a process"),
+        pytest.param("sys.stdin.read()", False, id="input"),
+    ],
+)
+def test_what_a_worker_waits_for(does: str, deadlocked: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", FORK.format(does=does)], stdin=subprocess.PIPE) as process:
+        try:
+            end = time.monotonic() + PATIENCE
+            while not (workers := children(process.pid)) or not _sleeps(workers[0]):
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            (worker,) = workers
+            assert is_deadlocked(worker) is deadlocked
+        finally:
+            for each in [*children(process.pid), process.pid]:
+                for grandchild in [*children(each), each]:
+                    subprocess.run(["kill", "-9", str(grandchild)], check=False, stderr=subprocess.DEVNULL)
+
+
+def _sleeps(pid: int) -> bool:
+    """Tell whether it has come to its end: nothing but a wait, for half a second."""
+
+    def used() -> tuple[str, str]:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0], " ".join(fields[11:13])
+
+    before = used()
+    time.sleep(0.5)
+    return used() == before and before[0] == "S"
