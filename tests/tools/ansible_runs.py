@@ -127,8 +127,10 @@ class Controller:
         lines = self._results.read_text().splitlines() if self._results.exists() else []
         return Run(process.returncode, printed, [json.loads(line) for line in lines])
 
-    def _run(self, *run: Any, **variables: object) -> tuple[subprocess.Popen[str], str]:
-        with self.start(*run, **variables) as process:
+    def _run(
+        self, playbook: str, inventory: Path, password: str, *arguments: str, **variables: object
+    ) -> tuple[subprocess.Popen[str], str]:
+        with self.start(playbook, inventory, password, *arguments, **variables) as process:
             try:
                 printed, _nothing = process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired as late:

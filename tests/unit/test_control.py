@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,18 @@ import pytest
 from ansible_collections.mailops.tarpit.plugins.module_utils._control import Control, ControlError, NotRunning
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
+
+
+def whole_request(connection: socket.socket) -> bytes:
+    """Read all of it: head and body come one after the other, and who has not read both can't close yet."""
+    request = b""
+    missing = 1
+    while missing > 0 and (piece := connection.recv(65536)):
+        request += piece
+        head, end, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)^content-length: *(\d+)", head, re.MULTILINE)
+        missing = (int(length[1]) if length else 0) - len(body) if end else 1
+    return request
 
 
 @pytest.fixture
@@ -31,7 +44,7 @@ def answering(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
             def serve() -> None:
                 connection, _ignored = listener.accept()
                 with connection:
-                    (tmp_path / "request").write_bytes(connection.recv(65536))
+                    (tmp_path / "request").write_bytes(whole_request(connection))
                     connection.sendall(answer)
 
             thread = threading.Thread(target=serve)
