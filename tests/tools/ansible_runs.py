@@ -136,14 +136,13 @@ class Controller:
             except subprocess.TimeoutExpired as late:
                 workers = children(process.pid)
                 deadlocked = [worker for worker in workers if is_deadlocked(worker)]
-                late.add_note(f"{late.output!r}; its workers wait in {[*map(waits, workers)]}")
+                where = f"{late.output!r}; its workers wait in {[*map(waits, workers)]}"
+                late.add_note(where)
                 os.killpg(process.pid, signal.SIGKILL)
                 for worker in workers:  # each in a session of its own
                     os.kill(worker, signal.SIGKILL)
                 if deadlocked:
-                    raise Deadlock(
-                        f"a worker of ansible-playbook waits for a lock for ever: {late.__notes__}"
-                    ) from late
+                    raise Deadlock(f"a worker of ansible-playbook waits for a lock for ever: {where}") from late
                 raise
         return process, printed
 

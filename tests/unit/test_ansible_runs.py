@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +34,8 @@ else:
     ],
 )
 def test_what_a_worker_waits_for(does: str, deadlocked: bool) -> None:
-    with subprocess.Popen([sys.executable, "-c", FORK.format(does=does)], stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", FORK.format(does=does)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
             end = time.monotonic() + PATIENCE
             while not (workers := children(process.pid)) or not _sleeps(workers[0]):
@@ -41,9 +44,7 @@ def test_what_a_worker_waits_for(does: str, deadlocked: bool) -> None:
             (worker,) = workers
             assert is_deadlocked(worker) is deadlocked
         finally:
-            for each in [*children(process.pid), process.pid]:
-                for grandchild in [*children(each), each]:
-                    subprocess.run(["kill", "-9", str(grandchild)], check=False, stderr=subprocess.DEVNULL)
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _sleeps(pid: int) -> bool:

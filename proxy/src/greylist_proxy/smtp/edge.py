@@ -176,7 +176,8 @@ class Edge(SMTP):
     def _turn_away(self, host: str, full: Full) -> None:
         self._services.cells[CONNECTIONS_REFUSED.cells[full,]] += 1
         self._services.log.event("connection-refused", client=host, limit=full)
-        self._close(TOO_MANY)
+        self._write(TOO_MANY)
+        self._close()
 
     def _read_header(self, header: HeaderReader, data: bytes) -> None:
         try:
@@ -305,18 +306,15 @@ class Edge(SMTP):
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
-    def _close(self, last: bytes = b"") -> None:
+    def _close(self) -> None:
         """Send what is still to be said, and close when everything is sent; who does not read it is cut off."""
-        transport = self.transport
-        if self._closing or transport is None:
+        if self._closing or self.transport is None:
             return
         self.flush()
-        if last:
-            transport.write(last)
         self._closing = True
         settings = self._services.settings
         self.deadline = self._now() + min(settings.close_timeout, settings.command_timeout)
-        transport.close()
+        self.transport.close()
 
     def abort(self) -> None:
         """End at once."""
