@@ -73,6 +73,7 @@ def start_proxy(tmp_path: Path) -> Iterator[Callable[..., Proxy]]:
         def start(*backend_ports: int, environment: dict[str, str] | None = None, **settings: Any) -> Proxy:
             proxy: Proxy = stack.enter_context(closing(Proxy(tmp_path, list(backend_ports), **settings)))
             proxy.environment.update(environment or {})
+            stack.callback(lambda: print("".join(proxy.raw)))  # pytest shows it where a test fails
             return proxy.start()
 
         yield start

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 from greylist_proxy import __version__
+from greylist_proxy.news import LOOK_EVERY
 from greylist_proxy.store import Action, Entry, Kind
 
 from .admin_client import Answer, ask, control
@@ -85,13 +86,17 @@ def test_an_entry_counts_when_the_answer_comes(start: StartProxy) -> None:
 
 def test_an_entry_counts_in_every_worker_at_once(start: StartProxy) -> None:
     proxy = start(WORKERS)
-    for action, reply in (("allow", b"250"), ("block", b"550")):
+    took = []
+    for action, reply in (("allow", b"250"), ("block", b"550")) * 2:
         began = time.monotonic()
         assert put(proxy, action=action).json["effective"]
-        assert time.monotonic() - began < 1.0  # no waiting for the next look into the store
+        took.append(time.monotonic() - began)
         for number in range(WORKERS):
             with only(proxy, number):
                 assert reply_to(proxy) == reply
+    # Nobody waits for the next look into the store: who did would wait nearly as long as from one look to the next, but
+    # for the first time. A machine that is busy may make some of them late.
+    assert min(took[1:]) < LOOK_EVERY / 2
 
 
 def test_a_worker_that_hangs_is_not_waited_for_long_and_a_dead_one_not_at_all(start: StartProxy) -> None:

@@ -176,11 +176,10 @@ def test_probe_measures(site: Site) -> None:
     at_once = probe(site).last("win01")
     assert (at_once["code"], at_once["conclusive"], at_once["reachable"]) == (550, True, True)
     assert at_once["client_address"] == "127.0.0.1"
-    assert at_once["delay_seconds"] < 1
     assert "Microsoft ESMTP MAIL Service" in at_once["banner"]
     assert at_once["message"].startswith("5.7.1 ")
     site.run(SET)
-    assert probe(site).last("win01")["delay_seconds"] >= 1
+    assert probe(site).last("win01")["delay_seconds"] >= max(1, 2 * at_once["delay_seconds"])
 
 
 @pytest.mark.parametrize(
