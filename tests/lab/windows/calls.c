@@ -11,8 +11,10 @@
 #include <stdlib.h>
 
 enum {
-    CONFIG_MAX_BYTES = 8192, /* the documented limit of QueryServiceConfig */
-    NAME_MAX_CHARS = 256,    /* of a service's name */
+    CONFIG_MAX_BYTES = 8192,  /* the documented limit of QueryServiceConfig */
+    NAME_MAX_CHARS = 256,     /* of a service's name */
+    MANAGER_PATIENCE = 30000, /* ms until the service control manager listens */
+    MANAGER_POLL = 50,        /* ms */
 };
 
 static HKEY hive(const Argument *argument)
@@ -134,13 +136,28 @@ static void answer_call(BOOL done, const char *call)
     answer(done ? ERROR_SUCCESS : (LONG)GetLastError(), call);
 }
 
+/* The service control manager, NULL and the refusal answered where there is none. It starts with the first process of
+   a prefix, beside us: on a busy machine it may not listen yet. */
+static SC_HANDLE open_manager(DWORD access)
+{
+    SC_HANDLE manager;
+
+    for (int waited = 0;; waited += MANAGER_POLL) {
+        manager = OpenSCManagerW(NULL, NULL, access);
+        if (manager || GetLastError() != RPC_S_SERVER_UNAVAILABLE || waited >= MANAGER_PATIENCE)
+            break;
+        Sleep(MANAGER_POLL);
+    }
+    if (!manager)
+        answer_call(FALSE, "OpenSCManager");
+    return manager;
+}
+
 static BOOL open_service(const Argument *name, DWORD access, Service *opened)
 {
-    opened->manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CONNECT);
-    if (!opened->manager) {
-        answer_call(FALSE, "OpenSCManager");
+    opened->manager = open_manager(SC_MANAGER_CONNECT);
+    if (!opened->manager)
         return FALSE;
-    }
     opened->service = OpenServiceW(opened->manager, string(name), access);
     if (!opened->service) {
         answer_call(FALSE, "OpenService");
@@ -270,11 +287,9 @@ void dependent_services(const Argument *arguments)
     if (!open_service(&arguments[0], SERVICE_QUERY_STATUS, &opened))
         return;
     close_service(&opened);
-    manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CONNECT | SC_MANAGER_ENUMERATE_SERVICE);
-    if (!manager) {
-        answer_call(FALSE, "OpenSCManager");
+    manager = open_manager(SC_MANAGER_CONNECT | SC_MANAGER_ENUMERATE_SERVICE);
+    if (!manager)
         return;
-    }
     if (!EnumServicesStatusW(manager, SERVICE_WIN32, SERVICE_STATE_ALL, reply.services, sizeof reply, &needed,
                              &count, &resume)) {
         answer_call(FALSE, "EnumServicesStatus");
@@ -290,12 +305,10 @@ void dependent_services(const Argument *arguments)
 
 void install_service(const Argument *arguments)
 {
-    SC_HANDLE manager = OpenSCManagerW(NULL, NULL, SC_MANAGER_CREATE_SERVICE), service;
+    SC_HANDLE manager = open_manager(SC_MANAGER_CREATE_SERVICE), service;
 
-    if (!manager) {
-        answer_call(FALSE, "OpenSCManager");
+    if (!manager)
         return;
-    }
     service = CreateServiceW(manager, string(&arguments[0]), string(&arguments[1]), SERVICE_ALL_ACCESS,
                              SERVICE_WIN32_OWN_PROCESS, SERVICE_AUTO_START, SERVICE_ERROR_NORMAL,
                              string(&arguments[2]), NULL, NULL, string(&arguments[3]), NULL, NULL);
