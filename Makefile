@@ -8,8 +8,10 @@ SHELL := /bin/bash
 # All that the tools keep stays in the checkout, so that two checkouts do not see each other.
 export ANSIBLE_HOME := $(CURDIR)/.ansible
 export ANSIBLE_LOCALHOST_WARNING := false
-# Compiled once, and not beside the source: tests start the proxy hundreds of times.
+# Compiled once, and not beside the source: tests start the proxy hundreds of times. Who forbids to write what was compiled
+# would wait three times as long for each start.
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+unexport PYTHONDONTWRITEBYTECODE
 # Container names are global to a machine: this makes them the checkout's own.
 export TARPIT_RUN_ID ?= $(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-8)
 

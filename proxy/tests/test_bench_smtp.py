@@ -27,7 +27,6 @@ FEW = ("--quick", "--sessions=60", "--at-once=10", "--messages=40", "--large=1",
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "bench/smtp.py", f"--folder={folder}", "--json", *arguments],
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=110,

@@ -7,7 +7,6 @@ from __future__ import annotations
 import collections
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +27,6 @@ COUNTS = (1_000, 1_001, 1_002, 2_003, 10_000)
 def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, ROOT / "bench/stores.py", f"--folder={folder}", "--decisions=600", *arguments],
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=110,
