@@ -7,13 +7,17 @@ What systemd makes of the steps is tested where there is a systemd: the scenario
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from greylist_proxy.deploy import host
+from greylist_proxy.deploy.deployer import Deployer
 from greylist_proxy.deploy.host import Failure, Places
 from greylist_proxy.deploy.plan import (
+    NEXT,
     SERVICE,
     Deployment,
     State,
@@ -44,6 +48,10 @@ UNITS = {
     "greylist-proxy.socket": "[Socket]\nListenStream=25\n",
 }
 LIVE = Deployment("/opt/one", CONFIG, UNITS)
+WITH_TLS = replace(
+    LIVE,
+    units={**UNITS, SERVICE: UNITS[SERVICE].replace("Restart=", "LoadCredential=tls_key:/etc/x/tls_key\nRestart=")},
+)
 RUNNING = State(is_running=True, are_sockets_open=True)
 
 
@@ -172,22 +180,97 @@ def test_what_is_live(places: Places) -> None:
 
 
 def test_a_link_to_another_certificate_is_a_younger_credential(places: Places) -> None:
-    assert host.newest_credential(places) == 0
+    assert host.newest_credential(places, LIVE) == 0
     for name in ("one", "two"):
         (places.home / name).write_text(name)
     live = places.home / "live"
     live.symlink_to("one")
     (places.credentials / "tls_key").symlink_to(live)
-    first = host.newest_credential(places)
+    first = host.newest_credential(places, WITH_TLS)
+    assert first > 0
     host.link(live, "two")
-    assert host.newest_credential(places) >= first
-    assert host.newest_credential(places) >= live.lstat().st_ctime
+    assert host.newest_credential(places, WITH_TLS) >= first
+    assert host.newest_credential(places, WITH_TLS) >= live.lstat().st_ctime
 
 
 def test_a_credential_that_leads_nowhere(places: Places) -> None:
     (places.credentials / "tls_key").symlink_to(places.home / "gone")
     with pytest.raises(Failure, match="there is no .*gone"):
-        host.newest_credential(places)
+        host.newest_credential(places, WITH_TLS)
+    assert host.newest_credential(places, LIVE) == 0  # an older release's: nobody loads it any more
+
+
+class Systemd:
+    """Answers as systemctl does where these units are active, and keeps what it is asked to change."""
+
+    def __init__(self, *active: str) -> None:
+        self.active = active
+        self.changes: list[str] = []
+
+    def __call__(self, *command: str, **_environment: str) -> subprocess.CompletedProcess[str]:
+        program, *arguments = command
+        said = ""
+        if program == "journalctl":
+            said = '{"event": "reload", "state": "done"}\n'
+        elif arguments[0] == "show":
+            said = "active" if arguments[-1] in self.active else "inactive"
+        elif arguments != ["daemon-reload"]:
+            self.changes.append(" ".join(arguments))
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+
+@pytest.fixture
+def systemd(places: Places, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Systemd]:
+    """Deploy `WITH_TLS`, and let these units be active."""
+
+    def run(*active: str) -> Systemd:
+        for name, text in WITH_TLS.units.items():
+            host.write(places.units / name, text)
+        host.write(places.config, CONFIG)
+        host.link(places.current, WITH_TLS.release)
+        host.save(WITH_TLS, places.wanted)
+        (places.credentials / "tls_key").write_text("a key")
+        fake = Systemd(*active)
+        monkeypatch.setattr(host, "_run", fake)
+        return fake
+
+    return run
+
+
+def test_who_was_stopped_is_not_started_by_a_new_certificate(places: Places, systemd: Callable[..., Systemd]) -> None:
+    fake = systemd("greylist-proxy-admin.socket")
+    assert Deployer(places, check=False).renew() is Step.NOTHING
+    assert fake.changes == []
+
+
+def test_the_mode_of_one_that_runs(places: Places, systemd: Callable[..., Systemd]) -> None:
+    fake = systemd(SERVICE)
+    deployer = Deployer(places, check=False)
+    assert deployer.mode("enforce") is Step.NOTHING
+    assert deployer.mode("observe") is Step.RELOAD
+    assert fake.changes == [f"reload {SERVICE}"]
+    assert mode_of(places.config.read_text()) == "observe"
+    assert not places.pending.exists()
+
+
+def test_the_mode_counts_where_a_run_broke_off(places: Places, systemd: Callable[..., Systemd]) -> None:
+    """What is written may never have been read; and the rest of that run is still to be done."""
+    fake = systemd(SERVICE, NEXT)
+    host.write(places.config, with_mode(CONFIG, "observe"))
+    host.write(places.pending, "half a change")
+    assert Deployer(places, check=True).mode("observe") is Step.RELOAD
+    assert fake.changes == []
+    assert Deployer(places, check=False).mode("observe") is Step.RELOAD
+    assert fake.changes == [f"reload {NEXT}", f"reload {SERVICE}"]
+    assert mode_of(host.config_of(places.wanted).read_text()) == "observe"
+    assert places.pending.exists()
+
+
+def test_the_mode_of_one_that_is_down_counts_from_its_start_on(places: Places, systemd: Callable[..., Systemd]) -> None:
+    fake = systemd()
+    assert Deployer(places, check=False).mode("observe") is Step.RELOAD
+    assert fake.changes == []
+    assert mode_of(places.config.read_text()) == "observe"
 
 
 def test_installed_releases(places: Places) -> None:

@@ -32,6 +32,7 @@ REFUSED = {
     "short": ({"greylist_proxy_store_password": "sesame"}, "openssl rand -hex 32"),
     "quoted": ({"greylist_proxy_store_replication_password": 'sixteen"letters"or"more'}, "openssl rand -hex 32"),
     "two-lines": ({"greylist_proxy_store_password": f"{SECRET}\nuser default on nopass"}, "openssl rand -hex 32"),
+    "a-line-end": ({"greylist_proxy_store_password": f"{SECRET}\n"}, "openssl rand -hex 32"),
     "no-key": ({"greylist_proxy_store_tls_key": ""}, "greylist_proxy_store_tls_key"),
     "a-name": ({"greylist_proxy_store_address": "store.example.org"}, "must be an IP address"),
     "no-address": ({"greylist_proxy_store_address": ""}, "must be an IP address"),

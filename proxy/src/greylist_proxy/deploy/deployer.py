@@ -25,6 +25,7 @@ from greylist_proxy.deploy.plan import (
 )
 
 RENEWALS = 5  # in a row, where files change again and again
+REPLACING = {Step.START, Step.HAND_OVER, Step.REPLACE}
 
 
 class Deployer:
@@ -38,21 +39,29 @@ class Deployer:
 
     def apply(self) -> Step:
         """Make the wanted deployment the live one."""
-        return self._reach(host.read(self._places.wanted), host.config_of(self._places.wanted))
+        wanted = host.read(self._places.wanted)
+        done = self._reach(wanted, host.config_of(self._places.wanted))
+        # Not where a certificate is renewed: then a run of the role may be laying a release down beside us.
+        if done in REPLACING and not self._check:
+            self._tidy(wanted.release)
+        return done
 
     def renew(self) -> Step:
-        """Have the live deployment take changed credentials."""
+        """Have the live deployment take changed credentials, if it runs: who has stopped it wants it to stay so."""
         if self._places.pending.exists():
             return self.apply()  # what is live is half of the wanted one, which has proved that it works
+        live = self._need_live()
+        if host.is_stopped(SERVICE) and not host.is_active(NEXT):
+            return Step.NOTHING
         for _attempt in range(RENEWALS):
-            seen = host.newest_credential(self._places)
+            seen = host.newest_credential(self._places, live)
             done, failure = Step.NOTHING, None
             try:
-                done = self._reach(self._need_live(), self._places.config)
+                done = self._reach(live, self._places.config)
             except Failure as error:
                 failure = error
             # systemd does not tell us of what changes while we are at it, such as the key that belongs to it.
-            if host.newest_credential(self._places) == seen:
+            if host.newest_credential(self._places, live) == seen:
                 break
         if failure is not None:
             raise failure
@@ -74,18 +83,28 @@ class Deployer:
         # Who has put the fleet into observe has not asked to leave it.
         earlier = Deployment(earlier.release, with_mode(earlier.config, mode_of(live.config)), earlier.units)
         if self._check:
-            return step(live, earlier, host.state(self._places, live))
+            return step(live, earlier, host.state(self._places, live, earlier))
         host.save(earlier, self._places.wanted)
         host.check_config(earlier, host.config_of(self._places.wanted), self._places)
         return self.apply()
 
     def mode(self, mode: str) -> Step:
-        """Set `greylist.mode`, and nothing else."""
+        """Set `greylist.mode`, and nothing else; also of the other process, where a run broke off and left it."""
         live = self._need_live()
-        if mode_of(live.config) == mode:
+        serves_beside = host.is_active(NEXT)
+        # Where a run broke off, what is written is not what runs.
+        if mode_of(live.config) == mode and not (serves_beside or self._places.pending.exists()):
             return Step.NOTHING
-        if not self._check:
+        if self._check:
+            return Step.RELOAD
+        if serves_beside:
+            its_config = host.config_of(self._places.wanted)
+            host.write(its_config, with_mode(its_config.read_text(), mode))
+            systemctl("reload", NEXT)
+        if host.is_active(SERVICE):
             self._reload(live, Deployment(live.release, with_mode(live.config, mode), live.units))
+        else:  # it is read at the next start
+            host.write(self._places.config, with_mode(live.config, mode))
         return Step.RELOAD
 
     def release(self) -> str:
@@ -103,7 +122,7 @@ class Deployer:
 
     def _reach(self, wanted: Deployment, config: Path) -> Step:
         live = host.read_live(self._places)
-        chosen = step(live, wanted, host.state(self._places, live))
+        chosen = step(live, wanted, host.state(self._places, live, wanted))
         if chosen is Step.NOTHING or self._check:
             return chosen
         if chosen is Step.RELOAD and live is not None:
@@ -114,7 +133,6 @@ class Deployer:
             self._start(live, wanted)
         else:
             self._hand_over(live, wanted, config, replace_sockets=chosen is Step.REPLACE)
-        self._tidy(wanted.release)
         return chosen
 
     def _start(self, live: Deployment | None, wanted: Deployment) -> None:
@@ -132,16 +150,20 @@ class Deployer:
             except Failure as error:
                 words = host.last_words(SERVICE)
                 systemctl("stop", SERVICE, *sockets)
-                if live is not None:
+                if live is None:
+                    with contextlib.suppress(Failure):
+                        systemctl("disable", "--quiet", SERVICE, *sockets)  # or a reboot would open a port for nobody
+                else:
                     host.install(live, self._places)
                     with contextlib.suppress(Failure):
                         systemctl("start", SERVICE)
+                        self._start_others(wanted, live)
                 raise Failure(f"greylist-proxy does not start: {error}. It says:\n{words}") from error
             self._start_others(live, wanted)
 
     def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
-        """Reload, and return what the program would have a restart for."""
-        with self._pending():
+        """Reload, and return what the program would have a restart for. What an earlier run left undone stays so."""
+        with self._pending(stays=self._places.pending.exists()):
             host.install(wanted, self._places)
             try:
                 waiting = host.reload()
@@ -217,6 +239,7 @@ class Deployer:
     def _put_back(self, live: Deployment, wanted: Deployment, *, replace_sockets: bool) -> None:
         host.install(live, self._places)
         self._restart(wanted, live, replace_sockets=replace_sockets)
+        self._start_others(wanted, live)
 
     def _start_others(self, live: Deployment | None, wanted: Deployment) -> None:
         """Start what looks out for new certificates."""
@@ -235,17 +258,20 @@ class Deployer:
         for path in self._places.lists.glob("*"):
             if not any(str(path) in deployment.config for deployment in kept):
                 path.unlink()
-        for path in self._places.credentials.glob("*"):
-            if not any(f"LoadCredential={path.name}:" in deployment.units[SERVICE] for deployment in kept):
-                path.unlink()
+        for folder in (self._places.credentials, self._places.wanted_credentials):
+            for path in folder.glob("*"):
+                if not any(path.name in deployment.credentials() for deployment in kept):
+                    path.unlink()
 
     @contextlib.contextmanager
-    def _pending(self) -> Iterator[None]:
+    def _pending(self, *, stays: bool = False) -> Iterator[None]:
         """Leave a mark that stays where this breaks off; a failure that was dealt with is no such thing."""
         host.write(self._places.pending, "A change is under way. The next run begins it anew.\n")
         try:
             yield
         except Failure:
-            self._places.pending.unlink()
+            if not stays:
+                self._places.pending.unlink()
             raise
-        self._places.pending.unlink()
+        if not stays:
+            self._places.pending.unlink()

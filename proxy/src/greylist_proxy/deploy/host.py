@@ -66,6 +66,11 @@ class Places:
         """Secrets, or links to them, which systemd hands to the service when it starts."""
         return self.etc / "credentials"
 
+    @property
+    def wanted_credentials(self) -> Path:
+        """Those of the last run of the role, where they are checked first."""
+        return self.etc / "wanted.credentials"
+
 
 def write(path: Path, text: str) -> None:
     """Replace a file, at once."""
@@ -150,10 +155,13 @@ def releases(places: Places) -> dict[str, float | None]:
     return found
 
 
-def newest_credential(places: Places) -> float:
-    """Return when a credential has changed last, in seconds since the epoch; a link is as young as what it leads to."""
+def newest_credential(places: Places, wanted: Deployment) -> float:
+    """Return when a credential of a deployment has changed last, in seconds since the epoch.
+
+    A link is as young as what it leads to. Failure: it leads nowhere.
+    """
     times = [0.0]
-    for path in places.credentials.glob("*"):
+    for path in map(places.credentials.joinpath, wanted.credentials()):
         each = path
         while True:  # not `resolve`: a link that was pointed elsewhere counts as well
             times.append(each.lstat().st_ctime)
@@ -183,18 +191,26 @@ def forget_failure(*units: str) -> None:
 
 def is_active(unit: str) -> bool:
     """Tell whether systemd runs this unit; one that is being reloaded runs."""
-    shown = systemctl("show", "--property=ActiveState", "--value", unit)
-    return shown in ("active", "reloading", "refreshing")
+    return _active_state(unit) in ("active", "reloading", "refreshing")
 
 
-def state(places: Places, live: Deployment | None) -> State:
-    """Ask how the service is."""
+def is_stopped(unit: str) -> bool:
+    """Tell whether this unit was stopped, or is being: one that has failed, or is to be started again, was not."""
+    return _active_state(unit) in ("inactive", "deactivating")
+
+
+def _active_state(unit: str) -> str:
+    return systemctl("show", "--property=ActiveState", "--value", unit)
+
+
+def state(places: Places, live: Deployment | None, wanted: Deployment) -> State:
+    """Ask how the service is, and whether it has the credentials that are wanted."""
     running = is_active(SERVICE)
     stale = places.pending.exists() or is_active(NEXT)
     if running and not stale:
         started = int(systemctl("show", "--property=ExecMainStartTimestampMonotonic", "--value", SERVICE)) / 1e6
         # Both clocks now, for the one that files have may have been set since.
-        stale = newest_credential(places) > time.time() - (time.monotonic() - started)
+        stale = newest_credential(places, wanted) > time.time() - (time.monotonic() - started)
     sockets = live.sockets() if live else {}
     return State(running, bool(sockets) and all(is_active(name) for name in sockets), stale)
 

@@ -72,6 +72,10 @@ class Deployment:
         """Return the text that `parse` reads."""
         return f"#: release {self.release}\n" + "".join(f"#: {name}\n{text}" for name, text in self.units.items())
 
+    def credentials(self) -> list[str]:
+        """Return the names of the credentials that systemd hands to the service."""
+        return re.findall(r"^LoadCredential=([^:\n]+):", self.units[SERVICE], re.MULTILINE)
+
     def sockets(self) -> dict[str, str]:
         """Return the socket units."""
         return {name: text for name, text in self.units.items() if name.endswith(".socket")}
