@@ -310,6 +310,24 @@ def test_the_limit_of_descriptors_is_raised_as_far_as_allowed(
         proxy.kill()
 
 
+def test_the_limit_of_descriptors_follows_a_reload(start_proxy: StartProxy, sink: Sink, tmp_path: Path) -> None:
+    proxy = Proxy(tmp_path, [sink.port], smtp={"max_connections": 2000}, tarpit={"max_waiting": 100})
+    proxy.prefix = ["prlimit", "--nofile=512:3500"]
+    try:
+        proxy.start()
+        text = proxy.config.read_text()
+        for connections, limit, warnings in ((2500, 3300, 0), (3000, 3500, 1)):
+            done = len(proxy.select("reload"))
+            proxy.config.write_text(text.replace("max_connections = 2000", f"max_connections = {connections}"))
+            proxy.process.send_signal(signal.SIGHUP)
+            proxy.wait_for("reload", done + 1)
+            assert resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE)[0] == limit
+            assert len([line for line in proxy.select("warning") if "descriptors" in line["message"]]) == warnings
+        assert proxy.stop() == 0
+    finally:
+        proxy.kill()
+
+
 def test_the_log_is_whole_at_the_end(start_proxy: StartProxy, sink: Sink) -> None:
     proxy = start_proxy(sink.port)
     for _n in range(50):

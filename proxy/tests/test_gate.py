@@ -157,6 +157,8 @@ def test_a_client_that_passed_often_enough_is_exempt_and_stays_so_by_delivering(
     [
         ("", "a@far.test", Reason.TRAP),
         ("", "", Reason.NEW),  # bounces of mail that others sent in our name
+        ("", "double-bounce@far.test", Reason.NEW),  # and servers that ask whether the sender of such mail exists
+        ("", "Postmaster@far.test", Reason.NEW),
         ("", "a@pool.test", Reason.NEW),  # SPF vouches for it
         ("exempt", "a@far.test", Reason.ALLOWED_CLIENT),
         ("delivered", "a@far.test", Reason.NEW),  # no stranger
@@ -294,6 +296,28 @@ def test_a_store_that_fails_stops_no_mail(
             assert (await it.decide()).reason is Reason.NEW
             assert [line["state"] for line in it.events("store")] == ["failed", "working"]
             assert it.events("store")[0]["error"] == str(error)
+
+        run(it, dialogue)
+
+
+def test_a_store_that_cannot_be_written_answers_for_those_whom_it_knows(tmp_path: Path) -> None:
+    with bench(tmp_path) as it:
+
+        async def dialogue() -> None:
+            await it.decide()
+            it.clock.step(60)
+            await it.deliver()
+            it.store._behind._error = "the disk is full"  # as where a commit has failed
+            for number in range(20):
+                assert (await it.decide(sender=f"{number}@far.test")).reason is Reason.STORE_FAILED
+                assert (await it.decide()).reason is Reason.KNOWN
+            assert not it.gate.store_works
+            it.store._behind._error = None
+            assert (await it.decide()).reason is Reason.KNOWN
+            assert not it.gate.store_works, "that says nothing of writing"
+            assert (await it.decide(address="198.51.100.9")).reason is Reason.NEW
+            assert it.gate.store_works
+            assert [line["state"] for line in it.events("store")] == ["failed", "working"]
 
         run(it, dialogue)
 

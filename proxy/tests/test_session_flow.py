@@ -14,6 +14,7 @@ from greylist_proxy.smtp import conversation
 from greylist_proxy.smtp.conversation import TURN
 from greylist_proxy.smtp.replies import Reply, own_reply
 from greylist_proxy.smtp.server import Session
+from greylist_proxy.smtp.settings import SessionSettings
 from greylist_proxy.smtp.transaction import Transaction
 
 from .peers import until
@@ -331,6 +332,9 @@ def test_a_transaction_that_cant_be_made(stage: Stage, monkeypatch: pytest.Monke
         await talk.begin(ENVELOPE[0])
         assert (await talk.ask(ENVELOPE[1])).startswith(b"451 4.3.0 ")
         assert (await talk.ask(ENVELOPE[2])).startswith(b"503 ")
+        # What was sent along with it is answered as well.
+        talk.send(b"\r\n".join([*ENVELOPE[1:], b"QUIT", b""]))
+        assert [(await talk.reply())[:4] for _each in ENVELOPE] == [b"451 ", b"503 ", b"221 "]
 
     run(dialogue())
 
@@ -427,6 +431,24 @@ def test_a_message_that_is_too_big_is_read_to_its_end(stage: Stage) -> None:
         talk.send(b".\r\n")
         assert (await talk.reply()).startswith(b"552 5.3.4 ")
         assert (await talk.ask(b"NOOP")).startswith(b"250 ")
+
+    run(dialogue())
+
+
+def test_the_rest_of_a_message_that_is_refused_has_the_time_of_a_message(stage: Stage) -> None:
+    """It has to be read to its end, and a client that is slow but goes on is not cut off."""
+    stage.settings = SessionSettings(command_timeout=1000, data_timeout=50)
+
+    async def dialogue() -> None:
+        talk = await stage.open()
+        await talk.begin(*ENVELOPE, b"DATA")
+        talk.send((b"x" * 70 + b"\r\n") * 20_000)
+        await until(lambda: stage.transactions[0].outcomes)
+        (session,) = stage.watch
+        assert stage.watch.now() < session.deadline <= stage.watch.now() + 50
+        talk.send(b"more\r\n.\r\n")
+        assert (await talk.reply()).startswith(b"552 ")
+        await until(lambda: session.deadline > stage.watch.now() + 500)
 
     run(dialogue())
 

@@ -190,6 +190,23 @@ def test_a_handshake_that_takes_too_long(tls_stage: Stage) -> None:
     run(dialogue())
 
 
+def test_a_session_that_ends_within_its_handshake_is_forgotten(tls_stage: Stage) -> None:
+    """uvloop takes an aborted handshake for one that went well, and never says that the connection is lost."""
+    tls_stage.settings = SessionSettings(session_timeout=0.3, handshake_timeout=60)
+
+    async def dialogue() -> None:
+        talk = await tls_stage.open()
+        await talk.begin(b"EHLO clear.test")
+        assert await talk.ask(b"STARTTLS") == READY
+        assert await talk.until_end() == b""
+        await until(lambda: not len(tls_stage.watch))
+        assert tls_stage.connections.total == 0
+        assert [event["state"] for event in tls_stage.events("tls")] == ["failed"]
+        assert tls_stage.events("error") == []
+
+    run(dialogue())
+
+
 def test_timers_and_a_stop_under_tls(tls_stage: Stage) -> None:
     tls_stage.settings = SessionSettings(command_timeout=0.4)
 

@@ -8,13 +8,15 @@ import asyncio
 import io
 import sqlite3
 import tempfile
+import threading
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from greylist_proxy.log import Log
 from greylist_proxy.policy import Earned, Identity, Record, Triplet, is_expired
 from greylist_proxy.store import Counts, Limits, Wanted
-from greylist_proxy.store.sqlite import SqliteStore
+from greylist_proxy.store.sqlite import SqliteStore, listing
 from greylist_proxy.store.sqlite.lookup import Question, look_up
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -126,3 +128,28 @@ def test_what_has_been_used_is_not_removed_before_that_is_committed(files: Files
         assert allowance.earned == Earned(1, START, START + RULES.lifetime)
 
     files.run(play())
+
+
+def test_a_count_that_takes_long_holds_nothing_up(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happened to the entries is asked every second, and a store that does not tell in time is a failing one."""
+    real, begun, go_on = listing.counts, threading.Event(), threading.Event()
+
+    def slow(connection: sqlite3.Connection) -> Counts:
+        begun.set()
+        assert go_on.wait(10)
+        return real(connection)
+
+    async def play() -> None:
+        store = files.make(RULES)
+        await store.put_entry(ENTRY)
+        monkeypatch.setattr(listing, "counts", slow)
+        counting = asyncio.create_task(store.counts())
+        await asyncio.to_thread(begun.wait, 10)
+        assert len((await store.changes(None)).changed) == 1
+        assert [entry async for entry in store.entries()] == [ENTRY]
+        assert not counting.done()
+        go_on.set()
+        assert (await counting).entries == 1
+        await store.close()
+
+    asyncio.run(play())

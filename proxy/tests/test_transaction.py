@@ -73,6 +73,7 @@ class Behind:
         self.hold: asyncio.Event | None = None
         self.settings = BackendSettings(hosts=(), timeouts=Timeouts(share=0.05))
         self.reports: list[tuple[str, str, str]] = []  # outcome, stage, error
+        self.refuses_sender = False
 
     def answer(self, recipient: str) -> Reply:
         answer = self.answers.get(recipient) or (UNKNOWN_USER if recipient.startswith("no") else TAKEN)
@@ -85,13 +86,13 @@ class Behind:
 
     async def verify(
         self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduce: Introduce
-    ) -> Reply:
+    ) -> Reply | None:
         assert introduce().helo == "c.test"
         self.parameters.append(parameters)
         self.verified.append((sender.address, recipient))
         if self.hold is not None:
             await self.hold.wait()
-        return self.answer(recipient)
+        return None if self.refuses_sender else self.answer(recipient)
 
 
 class ScriptedRelay:
@@ -116,6 +117,7 @@ class ScriptedRelay:
         self.recipients: list[tuple[str, Sequence[Parameter]]] = []
         self.content = b""
         self.ends: list[str] = []
+        self.refuses_sender = backends.refuses_sender
         backends.relays.append(self)
 
     async def rcpt(self, address: str, parameters: Sequence[Parameter]) -> Reply:
@@ -821,6 +823,21 @@ def test_other_refusals_do_not_count(stage: Stage) -> None:
     stage.run(dialogue)
 
 
+def test_what_is_said_of_the_sender_counts_for_no_recipient(stage: Stage) -> None:
+    async def dialogue() -> None:
+        users = [f"u{number}@here.test" for number in range(verification.MAX_UNKNOWN)]
+        for user in users:
+            await stage.known(user)
+        stage.behind.answers = dict.fromkeys(users, own_reply(553, "", "sender domain does not exist"))
+        for refuses_sender, following in ((True, "450 4.7.1 Greylisted"), (False, TOLD)):
+            stage.behind.refuses_sender = refuses_sender
+            for user in users:
+                assert (await stage.rcpt(user)).startswith("553 ")
+            assert (await stage.rcpt("v@here.test")).startswith(following)
+
+    stage.run(dialogue)
+
+
 def test_a_forwarder_with_dead_addresses_goes_on(stage: Stage) -> None:
     async def dialogue() -> None:
         stage.services.verify_recipient_first = True
@@ -871,6 +888,9 @@ def test_mode_observe_defers_no_harvester(stage: Stage) -> None:
         ("551 no such user", True),
         ("550 unknown", True),
         ("550 5.7.1 blocked", False),
+        ("550 5.1.7 a bad sender", False),
+        ("553 5.1.8 the sender's domain does not exist", False),
+        ("550 5.1.18 what nobody has registered yet", True),
         ("550 5.2.1 disabled", False),
         ("552 5.2.2 full", False),
         ("554 no", False),

@@ -41,6 +41,11 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def is_welcome(port: int) -> bool:
+    with Wire(port) as client:
+        return client.reply().startswith(b"220 ")
+
+
 def deliver(proxy: Proxy, sender: str = "a@far.test") -> None:
     with smtplib.SMTP("127.0.0.1", proxy.port, local_hostname="client.test", timeout=DEADLINE) as client:
         assert client.sendmail(sender, ["u@here.test"], b"Subject: x\r\n\r\nx\r\n") == {}
@@ -152,7 +157,9 @@ def test_a_reload_reaches_all(proxy: Proxy) -> None:
 def test_a_worker_that_is_replaced_after_a_reload_has_the_configuration_of_the_others(proxy: Proxy) -> None:
     """With the one of the start it would refuse mail for good that the others take."""
     text = proxy.config.read_text()
-    proxy.config.write_text(text.replace('"here.test"', '"there.test"'))
+    changed = text.replace('"here.test"', '"there.test"')
+    changed = changed.replace("workers = ", "max_connections_per_client = 1\nworkers = ")
+    proxy.config.write_text(changed)
     proxy.process.send_signal(signal.SIGHUP)
     proxy.wait_for("reload", WORKERS, state="done")
     # What is not reloaded, and what can't be, does not count.
@@ -168,6 +175,9 @@ def test_a_worker_that_is_replaced_after_a_reload_has_the_configuration_of_the_o
             client.hello()
             client.ask(b"MAIL FROM:<a@far.test>")
             assert client.ask(b"RCPT TO:<u@there.test>").startswith(b"250 ")
+            with Wire(proxy.port) as second:
+                assert second.reply().startswith(b"421 4.7.0 Too many connections")
+        wait_until(lambda: is_welcome(proxy.port), "the end of the connections")
     assert proxy.stop() == 0
 
 

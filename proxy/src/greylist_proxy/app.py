@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from greylist_proxy.assembly import assemble
 from greylist_proxy.commands import DONE, WRONG
 from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice
+from greylist_proxy.descriptors import raise_limit
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log, LogHandler
 from greylist_proxy.log_writer import LineWriter, Sparing
@@ -55,7 +55,6 @@ STDERR = 2
 STOP_POLL = 0.05  # seconds
 SUM_UP_EVERY = 1.0  # seconds
 FIRST_PROBE = 2.0  # seconds that a start may wait for the backends
-OTHER_DESCRIPTORS = 200  # of a process: standard streams, the store, the loop, lists that are read, the admin side
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
 
 def _run(config: Config, reread: Callable[[], Config], given: Given, admin: AdminSockets) -> int:
-    warnings = [*advice(config), *_raise_descriptor_limit(config), *given.warnings, *admin.warnings]
+    warnings = [*advice(config), *raise_limit(config), *given.warnings, *admin.warnings]
     smtp = config.smtp
     workers = smtp.workers or processors()
     connections = Connections(smtp.max_connections, smtp.max_connections_per_client, workers)
@@ -130,6 +129,7 @@ def _run(config: Config, reread: Callable[[], Config], given: Given, admin: Admi
         nonlocal current
         with contextlib.suppress(Exception):
             current = for_now(config, reread())
+            raise_limit(current)
 
     def work(parent: Parent) -> int:
         connections.use(parent.number)
@@ -307,21 +307,3 @@ async def _finish(watch: Watch, tasks: Tasks) -> int:
             session.abort()
         tasks.give_up()
     return len(watch)
-
-
-def _raise_descriptor_limit(config: Config) -> list[str]:
-    """Allow ourselves as many file descriptors as the configuration may need; say so where they are fewer."""
-    backend = config.backend
-    needed = (
-        config.smtp.max_connections
-        + backend.max_connections * len(backend.hosts)
-        + config.dns.max_in_flight
-        + OTHER_DESCRIPTORS
-    )
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < needed:
-        return [f"{allowed} file descriptors are allowed, and {needed} may be needed: see smtp.max_connections"]
-    return []

@@ -35,6 +35,7 @@ EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
 EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
 DELIVERY_PATIENCE = 1.0  # seconds that a client's 250 waits for the store
 BECOMING = policy.PASSED - {Reason.KNOWN}  # what a delivery makes known for the first time
+NOTHING_KNOWN = Found()
 DECISION_CELLS = DECISIONS.cells
 STORE_PATIENCE = 35.0  # seconds; a store bounds its calls by itself (store.timeout), this is for one that does not
 
@@ -91,12 +92,14 @@ class Gate:
         return decision
 
     def _observe_now(self, identities: Sequence[Identity], sender: str, recipient: str) -> Sighting | None:
-        if self._failing:
-            return None
+        # Also while it fails: nobody waits, and a store that can't be written still answers for those whom it knows.
         try:
-            return self._store.observe_now(identities, sender, recipient)
+            sighting = self._store.observe_now(identities, sender, recipient)
         except Exception:  # noqa: BLE001 - who asks runs into it as well, and knows what follows
             return None
+        if self._failing and sighting is not None and all(facts == NOTHING_KNOWN for facts in sighting.found):
+            self._works_again()  # something new was kept
+        return sighting
 
     async def decide(self, origin: Origin, recipient: str, *, record: bool = True) -> Decision:
         """Judge a sighting, now. Never raises; `record=False` only looks, and changes nothing."""
@@ -136,11 +139,14 @@ class Gate:
         return decision
 
     async def _is_trapped(self, origin: Origin, recipient: str, decision: Decision, found: Sequence[Found]) -> bool:
-        """Tell whether a trap closes: only on a client that nobody vouches for and that never delivered anything."""
+        """Tell whether a trap closes: only on a client that nobody vouches for and that never delivered anything.
+
+        Nor on one that only asks whether the address exists: it may have been mailed in the name of the trap.
+        """
         return (
             self.trap_block > 0
             and self._exemptions.is_trap(recipient)
-            and bool(origin.sender)
+            and not policy.is_callout(origin.sender)
             and decision.reason is not Reason.KNOWN
             and all(facts.earned is None for facts in found)
             and not (await origin.spf()).domain
@@ -231,7 +237,7 @@ class Gate:
     def _note_delivery_now(self, origin: Origin, recipients: Sequence[str]) -> bool:
         """Note a delivery of what is known already, if that needs nobody to be waited for."""
         identities = origin.known_identities()
-        if identities is None or self._failing:
+        if identities is None:
             return False
         try:
             return self._store.delivered_now(identities, address_key(origin.sender), recipients, counts=False)
@@ -303,6 +309,9 @@ class Gate:
                 self._log.event("store", state="failed", error=text, kind=type(error).__name__)
             return None
         if self._failing:
-            self._failing = False
-            self._log.event("store", state="working")
+            self._works_again()
         return answer
+
+    def _works_again(self) -> None:
+        self._failing = False
+        self._log.event("store", state="working")

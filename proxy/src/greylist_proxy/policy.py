@@ -207,6 +207,15 @@ SWITCHED_OFF = Decision(Verdict.ALLOW, Reason.OFF)
 EXEMPT_LOCAL_PARTS = frozenset({"postmaster", "abuse"})
 
 
+# Senders that address verification is done with, besides the null sender (Postfix: double-bounce).
+CALLOUT_SENDERS = frozenset({"", "postmaster", "double-bounce"})
+
+
+def is_callout(sender: str) -> bool:
+    """Tell whether a sender is one that servers verify addresses with; "": the null sender."""
+    return sender.rpartition("@")[0].lower() in CALLOUT_SENDERS
+
+
 @lru_cache(maxsize=1024)  # of our recipients
 def is_exempt(recipient: str) -> bool:
     """Tell whether a recipient (of our domains, or the bare `postmaster`) must never be greylisted."""

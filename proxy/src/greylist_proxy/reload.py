@@ -10,6 +10,7 @@ from collections.abc import Callable
 from greylist_proxy.admin.access import Access, read_token
 from greylist_proxy.assembly import Judgement
 from greylist_proxy.config import Config, ConfigError, advice
+from greylist_proxy.descriptors import raise_limit
 from greylist_proxy.lists import ListError
 from greylist_proxy.log import Log
 from greylist_proxy.services import change, read_files
@@ -90,13 +91,14 @@ class Reloader:
         token = await asyncio.to_thread(read_token, config)
         warnings = await self._judgement.exemptions.reload(config.allow, config.trap)
         change(self._services, config, files, self._workers)
+        limited = raise_limit(config)
         self._access.change_token(token)
         rules = config.greylist.rules
         self._judgement.gate.rules = rules
         self._judgement.gate.trap_block = config.trap.block
         self._judgement.identifier.client_key = config.greylist.client_key
         self._store.rules = rules
-        return list(warnings), config
+        return [*warnings, *limited], config
 
     def _waiting(self, config: Config) -> list[str]:
         return [name for name in AFTER_RESTART if _value(self._config, name) != _value(config, name)]

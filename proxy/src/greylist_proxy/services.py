@@ -110,8 +110,6 @@ def change(services: Services, config: Config, files: Files, workers: int = 1) -
     services.greylisted_reply = config.greylist.reply
     services.offers.max_size = config.smtp.max_message_size
     services.offers.starttls = files.tls.context is not None
-    services.connections.max_total = config.smtp.max_connections
-    services.connections.max_per_client = config.smtp.max_connections_per_client
     _take_over(services, config, workers)
 
 
@@ -129,6 +127,9 @@ def _take_over(services: Services, config: Config, workers: int) -> None:
         proxy_networks=tuple(smtp.proxy_protocol_from),
     )
     services.max_recipients = smtp.max_recipients
+    # They are the same for all workers from before the first one on, and may have been changed since.
+    services.connections.max_total = smtp.max_connections
+    services.connections.max_per_client = smtp.max_connections_per_client
     services.verify_recipient_first = config.backend.verify_recipient_first
     services.shares.most = _share_of_a_client(config.backend, workers)
     services.tarpit.seconds = tarpit.seconds

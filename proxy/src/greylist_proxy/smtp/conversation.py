@@ -132,6 +132,7 @@ class Conversation(Edge):
             happened = self._turn()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a temporary refusal
             self.failed(error)
+            self._turn_later()  # what the client has sent behind it
         finally:
             self._pumping = False
         if self._closing:
@@ -147,6 +148,11 @@ class Conversation(Edge):
             self._settle(happened)
         else:
             self._await_command(happened=happened)
+
+    def _turn_later(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         self._scheduled = False
@@ -169,10 +175,7 @@ class Conversation(Edge):
             if not core.has_more:
                 break
             if events >= TURN or (events > 1 and monotonic() > end):
-                # Who sends many commands at once must not keep the others waiting.
-                if not self._scheduled:
-                    self._scheduled = True
-                    asyncio.get_running_loop().call_soon(self._next_turn)
+                self._turn_later()  # who sends many commands at once must not keep the others waiting
                 break
         if self._pause & OWED and not core.owes and core.buffered <= MOST_BUFFERED:
             self._release(OWED)

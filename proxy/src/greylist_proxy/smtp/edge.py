@@ -12,6 +12,7 @@ that must send one. `_arrived` is called when it is known who comes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from typing import cast
 
@@ -304,7 +305,8 @@ class Edge(SMTP):
         """
         connection = None if self.transport is None or self._tls else self.transport.get_extra_info("socket")
         if connection is not None:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
 
     def _close(self) -> None:
         """Send what is still to be said, and close when everything is sent; who does not read it is cut off."""

@@ -168,8 +168,11 @@ class Backends:
 
     async def verify(
         self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduce: Introduce
-    ) -> Reply:
-        """Ask for a recipient in a transaction of its own, and take it back. Never raises BackendError."""
+    ) -> Reply | None:
+        """Ask for a recipient in a transaction of its own, and take it back. Never raises BackendError.
+
+        None: nothing was said of the recipient, as the sender is refused.
+        """
 
         def report(endpoint: Endpoint | None, stage: str, error: BackendError) -> None:
             self.log_failure(None, endpoint, stage, error)
@@ -179,8 +182,7 @@ class Backends:
         except BackendError as error:
             return error.reply
         self._tasks.spawn(self.retire(begun.connection))
-        mail = for_client(begun.mail)
-        return mail if begun.rcpt is None or not mail.is_positive else for_client(begun.rcpt)
+        return None if begun.rcpt is None or not for_client(begun.mail).is_positive else for_client(begun.rcpt)
 
     async def retire(self, connection: Connection) -> None:
         """End a transaction that has no message, and keep the connection if that went well."""

@@ -57,6 +57,7 @@ class Relay:
         "_sender",
         "_started",
         "_tasks",
+        "refuses_sender",
     )
 
     def __init__(
@@ -86,6 +87,7 @@ class Relay:
         self._in_body = False
         self._started = time.monotonic()
         self._bytes = 0
+        self.refuses_sender = False  # the backend did, at MAIL: what recipients are told is not about them
 
     async def rcpt(self, address: str, parameters: Sequence[Parameter]) -> Reply:
         """Put a recipient to the backend, after connecting and MAIL where that is still to be done."""
@@ -208,6 +210,7 @@ class Relay:
         self._endpoint = begun.connection.endpoint
         self._may_begin_anew = begun.connection.reused and not fresh
         reply = self._judge("mail", begun.mail)
+        self.refuses_sender = not reply.is_positive
         if not reply.is_positive or begun.rcpt is None:
             self._failure = reply
             return reply

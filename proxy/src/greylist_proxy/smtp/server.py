@@ -89,7 +89,9 @@ class Session(Conversation):
 
     def _on_spoiled(self, event: Spoiled) -> None:
         # The client gets its answer when it has sent everything; the backend need not wait.
+        pace = self._pace
         self._end_transaction("refused-here", event.reply)
+        self._pace = pace  # or the time for one command would be all that there is for the rest
 
     def _on_end(self, event: End) -> None:
         self._pace = None

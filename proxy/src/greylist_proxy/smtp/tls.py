@@ -62,7 +62,8 @@ async def upgrade(
     """
     loop = asyncio.get_running_loop()
     upgraded = await loop.start_tls(transport, protocol, context, server_side=True, ssl_handshake_timeout=patience)
-    if upgraded is None:
+    # uvloop calls a handshake that was aborted a success, and tells the protocol of no end.
+    if upgraded is None or upgraded.is_closing():
         raise ConnectionResetError("the client left")
     return upgraded
 

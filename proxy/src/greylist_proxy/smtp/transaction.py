@@ -40,8 +40,6 @@ from greylist_proxy.smtp.shared import MAX_CALLOUTS, Services
 from greylist_proxy.smtp.trace import received
 from greylist_proxy.smtp.verification import is_unknown_user
 
-# Senders that address verification is done with, besides the null sender (Postfix: double-bounce).
-CALLOUT_SENDERS = frozenset({"postmaster", "double-bounce"})
 # Who was told nothing of what we can do (HELO) can't be disappointed.
 NO_PROMISES = Capabilities()
 
@@ -126,7 +124,7 @@ class Transaction:
         self._flow = flow
         self._promised = promised if hello.esmtp else NO_PROMISES
         self._origin = services.identifier.origin(visitor.client, hello.name, sender.address)
-        self._is_callout = not sender.address or sender.local.lower() in CALLOUT_SENDERS
+        self._is_callout = policy.is_callout(sender.address)
         self._ident = f"{random.getrandbits(48):012X}"  # a name, no secret: asking the system costs a call
         self._asked = 0  # RCPT commands, whatever became of them
         self._first: Decision | None = None  # the decision that set the transaction's verdict
@@ -224,6 +222,8 @@ class Transaction:
     def _note_reply(self, recipient: Path, decision: Decision, reply: Reply) -> None:
         if reply.is_temporary:
             self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
+        elif self._relay is not None and self._relay.refuses_sender:
+            pass  # what it says is about the sender, whomever else it is given to
         elif is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
             self._services.harvesters.note(self._visitor.client, recipient.address)
 

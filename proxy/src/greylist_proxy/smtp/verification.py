@@ -39,10 +39,11 @@ REMEMBERED = 300.0  # seconds that a recipient is known to exist
 MAX_REMEMBERED = 20_000
 
 # Codes by which servers say that there is no such user, where their enhanced status does not say otherwise: RFC 3463
-# section 3.2 (X.1.X), and Exchange Online's 5.4.1 for recipients that its directory does not have.
+# section 3.2 (X.1.X, of which X.1.7 and X.1.8 are about senders), and Exchange Online's 5.4.1 for recipients that its
+# directory does not have.
 UNKNOWN_CODES = frozenset({550, 551, 553})
 ENHANCED = re.compile(rb"[245]\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
-UNKNOWN_STATUS = re.compile(rb"5\.(?:1\.[0-9]{1,3}|4\.1)(?: |$)")
+UNKNOWN_STATUS = re.compile(rb"5\.(?:1\.(?![78](?: |$))[0-9]{1,3}|4\.1)(?: |$)")
 
 
 def is_unknown_user(reply: Reply) -> bool:
@@ -121,9 +122,9 @@ class Verifier:
             return None
         finally:
             self._asking -= 1
-        if reply.is_positive:
+        if reply is not None and reply.is_positive:
             self._remember(key)
-        return reply if reply.code >= 500 else None
+        return reply if reply is not None and reply.code >= 500 else None
 
     def _remember(self, key: str) -> None:
         self._existing.pop(key, None)

@@ -79,8 +79,9 @@ class SqliteStore:
         self._clock = clock
         # The file gives up on a lock before its caller does, so that the error says what it was.
         patience = limits.timeout * 0.8
-        self._lookups, self._writes, self._listings = (
-            Worker(f"sqlite-{task}", DatabaseFile(path, patience, log)) for task in ("lookups", "writes", "listings")
+        self._lookups, self._writes, self._listings, self._counts = (
+            Worker(f"sqlite-{task}", DatabaseFile(path, patience, log))
+            for task in ("lookups", "writes", "listings", "counts")
         )
         self._behind = WriteBehind(self._name, self._writes, self._get_rules, limits, self._now)
         self._reader = InlineReader(DatabaseFile(path, patience, log), self._lookups)
@@ -197,7 +198,8 @@ class SqliteStore:
         """Count; see `Store`. Other calls do not wait for it."""
         with contextlib.suppress(StoreError):
             await self.flush()
-        return await self._look(listing.counts, COUNT_PATIENCE)
+        self._check_open()
+        return await self._counts.call(listing.counts, COUNT_PATIENCE)
 
     # -- the life of a store --
 
@@ -225,7 +227,7 @@ class SqliteStore:
         self._behind.stop()
         self._sightings.stop(StoreError(f"{self._name}: closed"))
         self._reader.close()
-        workers = (self._lookups, self._writes, self._listings)
+        workers = (self._lookups, self._writes, self._listings, self._counts)
         await asyncio.gather(*(worker.close(self._limits.timeout) for worker in workers))
 
     def _get_rules(self) -> Rules:
@@ -239,9 +241,9 @@ class SqliteStore:
         if self._is_closed:
             raise StoreError(f"{self._name}: closed")
 
-    async def _look(self, work: Work[T], patience: float | None = None) -> T:
+    async def _look(self, work: Work[T]) -> T:
         self._check_open()
-        return await self._listings.call(work, self._limits.timeout if patience is None else patience)
+        return await self._listings.call(work, self._limits.timeout)
 
     async def _durably(self, work: Work[T], items: int = 0) -> T:
         """Do something in a transaction that is on the disk when it returns."""
