@@ -241,12 +241,12 @@ class Deployer:
         self._restart(wanted, live, replace_sockets=replace_sockets)
         self._start_others(wanted, live)
 
-    def _start_others(self, live: Deployment | None, wanted: Deployment) -> None:
+    def _start_others(self, before: Deployment | None, after: Deployment) -> None:
         """Start what looks out for new certificates."""
-        for name, text in wanted.units.items():
+        for name, text in after.units.items():
             if name.endswith(".path"):
                 systemctl("enable", "--quiet", name)
-                is_same = live is not None and live.units.get(name) == text
+                is_same = before is not None and before.units.get(name) == text
                 systemctl("start" if is_same else "restart", name)
 
     def _tidy(self, current: str) -> None:
