@@ -24,6 +24,7 @@ from greylist_proxy.policy import (
     has_earned,
     in_mode,
     in_transaction,
+    is_callout,
     is_exempt,
     is_expired,
     judge,
@@ -358,3 +359,19 @@ def test_early_retries_change_nothing(early: list[float], late: float) -> None:
         record = seen(record, T + seconds, RULES)
     assert record == Record(T)
     assert judge_one(Found(record), T + late).reason is Reason.RETRIED
+
+
+@pytest.mark.parametrize(
+    ("sender", "is_one"),
+    [
+        ("", True),
+        ("double-bounce@mail.far.test", True),
+        ("Postmaster@far.test", True),
+        ("postmaster", True),
+        ("a@far.test", False),
+        ("a", False),
+        ("postmaster@far@far.test", False),
+    ],
+)
+def test_whom_servers_verify_addresses_with(sender: str, is_one: bool) -> None:
+    assert is_callout(sender) is is_one

@@ -213,7 +213,7 @@ CALLOUT_SENDERS = frozenset({"", "postmaster", "double-bounce"})
 
 def is_callout(sender: str) -> bool:
     """Tell whether a sender is one that servers verify addresses with; "": the null sender."""
-    return sender.rpartition("@")[0].lower() in CALLOUT_SENDERS
+    return (sender.rpartition("@")[0] or sender).lower() in CALLOUT_SENDERS  # some have no domain
 
 
 @lru_cache(maxsize=1024)  # of our recipients
