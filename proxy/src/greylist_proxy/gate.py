@@ -35,7 +35,6 @@ EXPIRE_EVERY = 600.0  # seconds between two passes over what has expired
 EXPIRE_PAUSE = 0.05  # seconds between two steps of such a pass; decisions come in between
 DELIVERY_PATIENCE = 1.0  # seconds that a client's 250 waits for the store
 BECOMING = policy.PASSED - {Reason.KNOWN}  # what a delivery makes known for the first time
-NOTHING_KNOWN = Found()
 DECISION_CELLS = DECISIONS.cells
 STORE_PATIENCE = 35.0  # seconds; a store bounds its calls by itself (store.timeout), this is for one that does not
 
@@ -97,7 +96,7 @@ class Gate:
             sighting = self._store.observe_now(identities, sender, recipient)
         except Exception:  # noqa: BLE001 - who asks runs into it as well, and knows what follows
             return None
-        if self._failing and sighting is not None and all(facts == NOTHING_KNOWN for facts in sighting.found):
+        if self._failing and sighting is not None and all(facts == policy.NOTHING_KNOWN for facts in sighting.found):
             self._works_again()  # something new was kept
         return sighting
 

@@ -174,6 +174,9 @@ class Found:
     earned: Earned | None = None
 
 
+NOTHING_KNOWN = Found()
+
+
 @dataclass(slots=True, unsafe_hash=True)
 class Decision:
     """The answer for one recipient.

@@ -163,7 +163,7 @@ class Deployer:
 
     def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
         """Reload, and return what the program would have a restart for. What an earlier run left undone stays so."""
-        with self._pending(stays=self._places.pending.exists()):
+        with contextlib.nullcontext() if self._places.pending.exists() else self._pending():
             host.install(wanted, self._places)
             try:
                 waiting = host.reload()
@@ -264,14 +264,12 @@ class Deployer:
                     path.unlink()
 
     @contextlib.contextmanager
-    def _pending(self, *, stays: bool = False) -> Iterator[None]:
+    def _pending(self) -> Iterator[None]:
         """Leave a mark that stays where this breaks off; a failure that was dealt with is no such thing."""
         host.write(self._places.pending, "A change is under way. The next run begins it anew.\n")
         try:
             yield
         except Failure:
-            if not stays:
-                self._places.pending.unlink()
-            raise
-        if not stays:
             self._places.pending.unlink()
+            raise
+        self._places.pending.unlink()

@@ -219,12 +219,10 @@ class Transaction:
             self._note_reply(recipient, decision, reply)
         return reply
 
-    def _note_reply(self, recipient: Path, decision: Decision, reply: Reply) -> None:
+    def _note_reply(self, recipient: Path, decision: Decision, reply: Reply, *, is_of_sender: bool = False) -> None:
         if reply.is_temporary:
             self._deferred = reply if decision.verdict is Verdict.DEFER else NOT_NOW
-        elif self._relay is not None and self._relay.refuses_sender:
-            pass  # what it says is about the sender, whomever else it is given to
-        elif is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
+        elif not is_of_sender and is_unknown_user(reply) and decision.reason is not Reason.ROUTING:
             self._services.harvesters.note(self._visitor.client, recipient.address)
 
     def _take_note(self, decision: Decision) -> None:
@@ -265,7 +263,9 @@ class Transaction:
             if decision.verdict is Verdict.DEFER:
                 self._owed = self._deferral(decision, ident)
             self._set(decision)
-        self._note_reply(recipient, decision, reply)
+        # Whomever the refusal of a sender is told for: it says nothing of them.
+        is_of_sender = self._relay is not None and self._relay.refuses_sender
+        self._note_reply(recipient, decision, reply, is_of_sender=is_of_sender)
         return reply
 
     async def _relayed(self, recipient: Path, parameters: Sequence[Parameter]) -> Reply:

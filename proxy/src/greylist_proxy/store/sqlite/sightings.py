@@ -23,7 +23,6 @@ from greylist_proxy.store.sqlite.lookup import NOTHING, Answer, Answers, Questio
 from greylist_proxy.store.sqlite.overlay import Kept, shared_triplet
 from greylist_proxy.store.sqlite.worker import Worker
 
-NEW = Found()
 MAX_ASKING = 10_000  # sightings that wait for an answer
 
 
@@ -104,7 +103,7 @@ class Sightings:
                 raise error
             overlay.see(triplet, None, Record(now), NOTHING, now, rules)
             behind.changed()
-            return Sighting(now, (NEW,))
+            return Sighting(now, (policy.NOTHING_KNOWN,))
         asking = _Asking(identities, sender, recipient, True, now)
         return self._answer(asking, iter(answers.answers), answers.committed, {})
 
@@ -255,7 +254,7 @@ class Sightings:
         triplet = Triplet(identity.key, asking.sender, asking.recipient)
         if self._is_first(triplet, identity.earner, answer, committed, now, rules):
             # What follows would say the same, in three times the time.
-            return NEW, _Seen(triplet, None, Record(now), NOTHING)
+            return policy.NOTHING_KNOWN, _Seen(triplet, None, Record(now), NOTHING)
         record = overlay.record(triplet, answer.kept, now, rules)
         earned = overlay.earned(identity.earner, answer.earned, committed, rules)
         if earned is not None and policy.has_earned(earned, now, rules):
