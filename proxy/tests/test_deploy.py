@@ -8,6 +8,7 @@ What systemd makes of the steps is tested where there is a systemd: the scenario
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,8 @@ class Systemd:
         said = ""
         if program == "journalctl":
             said = '{"event": "reload", "state": "done"}\n'
+        elif arguments[:2] == ["show", "--property=ExecMainStartTimestampMonotonic"]:
+            said = str(time.monotonic_ns() // 1000 + 1_000_000)  # after every file here was written
         elif arguments[0] == "show":
             said = "active" if arguments[-1] in self.active else "inactive"
         elif arguments != ["daemon-reload"]:
@@ -241,6 +244,29 @@ def test_who_was_stopped_is_not_started_by_a_new_certificate(places: Places, sys
     fake = systemd("greylist-proxy-admin.socket")
     assert Deployer(places, check=False).renew() is Step.NOTHING
     assert fake.changes == []
+
+
+def test_a_dry_run_asks_for_nothing_and_foresees_what_would_be_done(
+    places: Places, systemd: Callable[..., Systemd]
+) -> None:
+    fake = systemd(SERVICE, "greylist-proxy.socket")
+    host.save(replace(LIVE, release="/opt/of-the-last-run"), places.wanted)  # a dry run lays nothing down
+    deployer = Deployer(places, check=True)
+    moved = replace(WITH_TLS, units={**WITH_TLS.units, "greylist-proxy.socket": "[Socket]\nListenStream=26\n"})
+    more = replace(
+        WITH_TLS,
+        units={**UNITS, SERVICE: UNITS[SERVICE].replace("Restart=", "LoadCredential=new:/etc/x/new\nRestart=")},
+    )
+    for wanted, has_new_credentials, foreseen in [
+        (WITH_TLS, False, Step.NOTHING),
+        (WITH_TLS, True, Step.HAND_OVER),
+        (more, False, Step.HAND_OVER),
+        (moved, False, Step.REPLACE),
+    ]:
+        assert deployer.foresee(wanted, has_new_credentials=has_new_credentials) is foreseen
+    assert fake.changes == []
+    places.current.unlink()
+    assert deployer.foresee(WITH_TLS, has_new_credentials=False) is Step.START
 
 
 def test_the_mode_of_one_that_runs(places: Places, systemd: Callable[..., Systemd]) -> None:

@@ -13,6 +13,7 @@ import smtplib
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,45 @@ def credentials(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def configure(controller: Controller, folder: Path, given: dict[str, Any]) -> Path:
+    """Make a configuration of these variables, by the role's own template, and the lists that it names."""
+    role = ROOT / "roles/greylist_proxy"
+    template, made = role / "templates/greylist-proxy.toml.j2", folder / "greylist-proxy.toml"
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "vars": {
+            "role_path": str(role),
+            "ansible_facts": {"default_ipv4": {"address": "192.0.2.25"}, "fqdn": "edge01.example.org"},
+            "_greylist_proxy_tls_certificate": "",
+            "greylist_proxy_backend_hosts": ["192.0.2.10:25"],
+            "greylist_proxy_domains": ["example.org"],
+        },
+        "vars_files": [str(role / "defaults/main.yml"), str(role / "vars/main.yml")],
+        "tasks": [
+            {"ansible.builtin.template": {"src": str(template), "dest": str(made)}},
+            {
+                "ansible.builtin.assert": {  # what a dry run compares with what lies on the host
+                    "that": f"lookup('ansible.builtin.template', '{template}')"
+                    f" == lookup('ansible.builtin.file', '{made}', rstrip=false)"
+                }
+            },
+            {
+                "ansible.builtin.copy": {"content": "{{ item.value.text }}", "dest": "{{ item.value.path }}"},
+                "loop": "{{ _greylist_proxy_lists | dict2items }}",
+            },
+        ],
+    }
+    playbook = folder / "play.json"
+    playbook.write_text(json.dumps([play]))
+    (folder / "lists").mkdir()
+    given |= {"_greylist_proxy_etc": str(folder)}
+    run = controller.playbook(str(playbook), Path("localhost,"), "no password is printed", **given)
+    assert run.status == 0, run.printed
+    return made
+
+
 @pytest.mark.parametrize(
     ("document", "title"),
     [
@@ -171,34 +211,7 @@ def test_variables_make_a_configuration(controller: Controller, credentials: Pat
     given = given["greylist_proxies"]["vars"] if "greylist_proxies" in given else given
     for secret in ("vault_greylist_admin_token", "vault_greylist_store_password"):
         given[secret] = "t" * 32
-    role = ROOT / "roles/greylist_proxy"
-    made = credentials / "greylist-proxy.toml"
-    play = {
-        "hosts": "localhost",
-        "connection": "local",
-        "gather_facts": False,
-        "vars": {
-            "role_path": str(role),
-            "ansible_facts": {"default_ipv4": {"address": "192.0.2.25"}, "fqdn": "edge01.example.org"},
-            "_greylist_proxy_tls_certificate": "",
-            "greylist_proxy_backend_hosts": ["192.0.2.10:25"],
-            "greylist_proxy_domains": ["example.org"],
-        },
-        "vars_files": [str(role / "defaults/main.yml"), str(role / "vars/main.yml")],
-        "tasks": [
-            {"ansible.builtin.template": {"src": str(role / "templates/greylist-proxy.toml.j2"), "dest": str(made)}},
-            {
-                "ansible.builtin.copy": {"content": "{{ item.value.text }}", "dest": "{{ item.value.path }}"},
-                "loop": "{{ _greylist_proxy_lists | dict2items }}",
-            },
-        ],
-    }
-    playbook = credentials / "play.json"
-    playbook.write_text(json.dumps([play]))
-    given["_greylist_proxy_etc"] = str(credentials)
-    (credentials / "lists").mkdir()
-    run = controller.playbook(str(playbook), Path("localhost,"), "no password is printed", **given)
-    assert run.status == 0, run.printed
+    made = configure(controller, credentials, given)
     checked = subprocess.run(
         [sys.executable, "-m", "greylist_proxy", "check-config", f"--config={made}"],
         env={**os.environ, "CREDENTIALS_DIRECTORY": str(credentials)},
@@ -208,3 +221,8 @@ def test_variables_make_a_configuration(controller: Controller, credentials: Pat
         check=False,
     )
     assert checked.returncode == 0, checked.stderr + made.read_text()
+
+
+def test_a_mode_without_quotes_is_one(controller: Controller, tmp_path: Path) -> None:
+    made = configure(controller, tmp_path, yaml.safe_load("greylist_proxy_mode: off"))
+    assert tomllib.loads(made.read_text())["greylist"]["mode"] == "off"

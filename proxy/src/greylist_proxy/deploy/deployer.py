@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from greylist_proxy.deploy import host
@@ -42,9 +43,18 @@ class Deployer:
         wanted = host.read(self._places.wanted)
         done = self._reach(wanted, host.config_of(self._places.wanted))
         # Not where a certificate is renewed: then a run of the role may be laying a release down beside us.
-        if done in REPLACING and not self._check:
+        if done in REPLACING:
             self._tidy(wanted.release)
         return done
+
+    def foresee(self, wanted: Deployment, *, has_new_credentials: bool) -> Step:
+        """Tell what `apply` would do with a deployment that was not laid down: a dry run writes nothing."""
+        live = host.read_live(self._places)
+        if live is None:
+            return Step.START
+        # Those of the live one are there. Where the wanted one has others, its unit tells.
+        state = host.state(self._places, live, live)
+        return step(live, wanted, replace(state, is_stale=state.is_stale or has_new_credentials))
 
     def renew(self) -> Step:
         """Have the live deployment take changed credentials, if it runs: who has stopped it wants it to stay so."""
@@ -123,7 +133,7 @@ class Deployer:
     def _reach(self, wanted: Deployment, config: Path) -> Step:
         live = host.read_live(self._places)
         chosen = step(live, wanted, host.state(self._places, live, wanted))
-        if chosen is Step.NOTHING or self._check:
+        if chosen is Step.NOTHING:
             return chosen
         if chosen is Step.RELOAD and live is not None:
             if not self._reload(live, wanted):
@@ -231,10 +241,12 @@ class Deployer:
         if not replace_sockets:
             systemctl("restart", SERVICE)
             return
-        # Those that go have been stopped with their units.
-        systemctl("stop", SERVICE, NEXT, *sorted(before.sockets().keys() & after.sockets().keys()))
+        # Those that go have been stopped with their units. `next` serves on the others until nothing is under way here.
+        systemctl("stop", SERVICE, *sorted(before.sockets().keys() & after.sockets().keys()))
+        host.let_end(NEXT)
         systemctl("enable", "--quiet", *sorted(after.sockets()))
-        systemctl("start", *sorted(after.sockets()), SERVICE)
+        host.start_sockets(sorted(after.sockets()))
+        systemctl("start", SERVICE)
 
     def _put_back(self, live: Deployment, wanted: Deployment, *, replace_sockets: bool) -> None:
         host.install(live, self._places)

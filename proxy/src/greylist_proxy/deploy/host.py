@@ -20,6 +20,7 @@ from greylist_proxy.deploy.plan import ADMIN_SOCKET, NEXT, SERVICE, UNITS, Deplo
 
 JOURNAL_LINES = 20
 READY_PATIENCE = 30.0  # seconds
+ADDRESS_PATIENCE = 10.0  # seconds; a process that is told to end gives its addresses up at once
 RELOAD_PATIENCE = 120.0  # seconds; large lists take a while
 
 
@@ -187,6 +188,29 @@ def systemctl(*arguments: str) -> str:
 def forget_failure(*units: str) -> None:
     """Let systemd forget that units have failed; one that it has never loaded has nothing to forget."""
     _run("systemctl", "reset-failed", *units)
+
+
+def let_end(unit: str) -> None:
+    """Have a service give its sockets up and end when nothing is under way any more, without waiting for it.
+
+    As a signal, not as a job to stop it: systemd would start no socket, which is ordered beside it, before that is done.
+    """
+    _run("systemctl", "kill", "--kill-whom=main", "--signal=TERM", unit)  # it may have ended
+
+
+def start_sockets(units: list[str]) -> None:
+    """Start sockets whose addresses another process may just be giving up. Failure: they are not to be had."""
+    end = time.monotonic() + ADDRESS_PATIENCE
+    while True:
+        try:
+            systemctl("start", *units)
+        except Failure:
+            if time.monotonic() > end:
+                raise
+            forget_failure(*units)
+        else:
+            return
+        time.sleep(0.02)
 
 
 def is_active(unit: str) -> bool:
