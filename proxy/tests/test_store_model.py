@@ -40,7 +40,7 @@ class Model:
         earned = self.earned.get(identity.earner)
         triplet, place = Triplet(identity.key, sender, recipient), (identity.key, recipient.partition("@")[2])
         before = self.records.get(triplet)
-        if policy.has_earned(earned, now, RULES):
+        if self.is_exempt(identity, now):
             return Found(before, earned=earned)
         pending = sum(old.last_used is None for key, old in self.records.items() if key.client == identity.key)
         if before is None and (place in self.shared or pending >= RULES.max_pending):
@@ -51,6 +51,9 @@ class Model:
         if record:
             self.records[triplet] = policy.seen(before, now, RULES)
         return Found(before, earned=earned)
+
+    def is_exempt(self, identity: Identity, now: float) -> bool:
+        return policy.has_earned(self.earned.get(identity.earner), now, RULES)
 
     def delivered(self, identity: Identity, sender: str, recipients: Sequence[str], now: float, counts: bool) -> None:
         for recipient in recipients:
@@ -108,7 +111,8 @@ async def one_step(store: Store, model: Model, clock: Clock, step: Sequence[Any]
         case "observe", identities, sender, recipient, record:
             sighting = await store.observe(identities, sender, recipient, record=record)
             assert sighting.now == clock.now
-            found = [model.observe(identity, sender, recipient, clock.now, record) for identity in identities]
+            records = record and not any(model.is_exempt(identity, clock.now) for identity in identities)
+            found = [model.observe(identity, sender, recipient, clock.now, records) for identity in identities]
             assert [facts.shared for facts in sighting.found] == [facts.shared for facts in found]
             theirs = judge(list(zip(identities, sighting.found, strict=True)), sighting.now, RULES)
             assert theirs == judge(list(zip(identities, found, strict=True)), clock.now, RULES)

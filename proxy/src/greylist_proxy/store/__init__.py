@@ -186,8 +186,9 @@ class Store(Protocol):
     ) -> Sighting:
         """Look a sighting up and, in the same step, keep what is new of it.
 
-        For each identity: an earner that is exempt (`policy.has_earned`) gets no record. A triplet without one gets
-        `Record(now)`; one whose record lies in the future gets it brought back to now (`policy.seen`). A triplet
+        Where an earner is exempt (`policy.has_earned`) there is no record of any identity: what it lets pass never is
+        delivered as a triplet, so nothing would ever be more than pending. Else, for each: a triplet without a record
+        gets `Record(now)`; one whose record lies in the future gets it brought back to now (`policy.seen`). A triplet
         that would be new shares the record of `Triplet(key, "", "@" + the recipient's domain)` where that one is alive,
         or where the identity has `max_pending` live pending ones: then it is made. It is not counted, and is left
         out of listings. `record=False` changes nothing.

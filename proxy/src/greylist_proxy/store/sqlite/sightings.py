@@ -238,13 +238,17 @@ class Sightings:
             found.append(facts)
             if seen is not None and seen.after is not seen.before:
                 news.append(seen)
-        if asking.record and news:
+        if asking.record and news and not (len(found) > 1 and self._is_exempt(found, asking.now, rules)):
             if (error := self._behind.trouble()) is not None:
                 raise error
             for triplet, before, after, kept in news:
                 self._behind.overlay.see(triplet, before, after, kept, asking.now, rules)
             self._behind.changed()
         return Sighting(asking.now, tuple(found))
+
+    @staticmethod
+    def _is_exempt(found: Sequence[Found], now: float, rules: Rules) -> bool:
+        return any(policy.has_earned(facts.earned, now, rules) for facts in found)
 
     def _find(
         self, asking: _Asking, identity: Identity, answer: Answer, committed: int, rules: Rules

@@ -28,7 +28,7 @@ slot moves to another node); `info` is only for warnings. Sentinels have users o
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from greylist_proxy.config_values import ServerAddress
@@ -114,7 +114,10 @@ class ValkeyStore:
     ) -> Sighting:
         """Look a sighting up, and keep what is new of it: one script for each identity, in one round trip."""
         deadline = self._servers.deadline()
-        elsewhere = await self._earned_elsewhere(identities, deadline)
+        earners = {identity: self._keys.of(EARNER, identity.earner) for identity in identities if identity.earner}
+        elsewhere = await self._earned_elsewhere(identities, earners, deadline)
+        if any(exempt for _value, exempt in elsewhere.values()):
+            record = False
         name, shared_name = member(sender, recipient), shared_member(recipient)
         commands = []
         for identity in identities:
@@ -123,9 +126,8 @@ class ValkeyStore:
                 self._keys.of(PENDING, identity.key),
                 self._keys.of(SHARED, identity.key),
             ]
-            if identity.earner and identity not in elsewhere:
-                keys.append(self._keys.of(EARNER, identity.earner))
-            exempt = identity in elsewhere and elsewhere[identity][1]
+            if not elsewhere:
+                keys += dict.fromkeys([earners[each] for each in (identity, *identities) if each in earners])
             commands.append(
                 self._observe(
                     keys,
@@ -137,7 +139,8 @@ class ValkeyStore:
                     milliseconds(self.rules.lifetime),
                     self.rules.max_pending,
                     self.rules.auto_allow_after,
-                    int(exempt),
+                    int(identity in elsewhere and elsewhere[identity][1]),
+                    int(identity in earners),
                 )
             )
         answers = await self._servers.run(commands, deadline)
@@ -152,23 +155,19 @@ class ValkeyStore:
         return Sighting(max(times), tuple(found))
 
     async def _earned_elsewhere(
-        self, identities: Sequence[Identity], deadline: float
+        self, identities: Sequence[Identity], earners: Mapping[Identity, bytes], deadline: float
     ) -> dict[Identity, tuple[bytes | None, bool]]:
-        """Return what those have earned whose earner is in another slot than their triplets, and if it exempts them."""
-        apart = [
-            (identity, self._keys.of(EARNER, identity.earner))
-            for identity in identities
-            if identity.earner
-            and not self._servers.together(self._keys.of(EARNER, identity.earner), self._keys.of(PENDING, identity.key))
-        ]
-        if not apart:
+        """Return what each has earned, and if it exempts; nothing where a script can look that up beside any triplet."""
+        pending = [self._keys.of(PENDING, identity.key) for identity in identities]
+        if all(self._servers.together(key, *earners.values()) for key in pending):
             return {}
-        commands = [self._earned([key], self._given_time()) for _identity, key in apart]
-        answers = await self._servers.run(commands, deadline)
+        answers = await self._servers.run(
+            [self._earned([key], self._given_time()) for key in earners.values()], deadline
+        )
         with self._servers.reading():
             return {
                 identity: (value, value is not None and has_earned(read_earned(value), seconds(now), self.rules))
-                for (identity, _key), (now, value) in zip(apart, answers, strict=True)
+                for identity, (now, value) in zip(earners, answers, strict=True)
             }
 
     def delivered_now(

@@ -1,9 +1,9 @@
 -- Copyright: the mailops.tarpit contributors
 -- SPDX-License-Identifier: GPL-3.0-or-later
 -- Look a sighting up, and keep what is new of it (`Store.observe`), for one identity.
--- KEYS: known, pending, shared; and earned, where it lies in the same slot
+-- KEYS: known, pending, shared; and all that the client's identities have earned, where that lies in the same slot
 -- ARGV: now, member, shared member, record (1, 0), retry_window, lifetime, max_pending, auto_allow_after,
---       exempt (1 where the caller found that out by itself)
+--       exempt (1 where the caller found that out by itself), own (1 where KEYS[4] is what this identity has earned)
 -- Reply: `now shared first_seen last_used` and the earned value: what was known before, nothing where nothing was
 
 local now = time_or(ARGV[1])
@@ -13,10 +13,20 @@ local window, lifetime = tonumber(ARGV[5]), tonumber(ARGV[6])
 local max_pending, auto_allow_after = tonumber(ARGV[7]), tonumber(ARGV[8])
 local exempt = ARGV[9] == '1'
 
-local earned = KEYS[4] and redis.call('GET', KEYS[4])
-if earned then
-  local passes, _, used = struct.unpack(EARNED, earned)
-  exempt = auto_allow_after > 0 and passes >= auto_allow_after and now - used <= lifetime
+local earned = false
+for index = 4, #KEYS do
+  local value = redis.call('GET', KEYS[index])
+  local is_own = index == 4 and ARGV[10] == '1'
+  if is_own then
+    earned = value
+  end
+  if value then
+    local passes, _, used = struct.unpack(EARNED, value)
+    if auto_allow_after > 0 and passes >= auto_allow_after and now - used <= lifetime then
+      record = false -- of no identity
+      exempt = exempt or is_own
+    end
+  end
 end
 
 -- The first sight in a set, where it still counts.
@@ -41,7 +51,7 @@ if not first and not exempt then
   end
 end
 
-if record and not exempt then
+if record then
   if last then
     if first > now or last > now then
       write_known(KEYS[1], math.min(first, now), math.min(last, now), now, lifetime)
