@@ -65,6 +65,7 @@ class Gate:
         self._clock = clock
         self._cells = blank() if cells is None else cells
         self._failing = False
+        self._is_proving = False
         self._next_try = 0.0
         self._followed: str | None = None  # the position in what happened to the entries
 
@@ -307,9 +308,24 @@ class Gate:
                 text = str(error) or f"no answer within {STORE_PATIENCE:g} seconds"
                 self._log.event("store", state="failed", error=text, kind=type(error).__name__)
             return None
+        if self._failing and not self._is_proving:
+            self._is_proving = True
+            self._tasks.spawn(self._prove())
+        return answer
+
+    async def _prove(self) -> None:
+        """See whether a store that answers can be written as well, by what waits to be written.
+
+        Most answers say nothing of that: entries are looked for each second, and known senders are only read.
+        """
+        try:
+            await within(self._store.flush(), asyncio.get_running_loop().time() + STORE_PATIENCE)
+        except Exception:  # noqa: BLE001 - it fails still, for whatever reason
+            return
+        finally:
+            self._is_proving = False
         if self._failing:
             self._works_again()
-        return answer
 
     def _works_again(self) -> None:
         self._failing = False
