@@ -268,6 +268,11 @@ class Failing:
             raise self.error
         return await self._store.observe(*arguments, **options)
 
+    async def flush(self) -> None:
+        if self.error is not None:
+            raise self.error
+        await self._store.flush()
+
     def observe_now(self, *_arguments: Any) -> None:
         """It has to be asked."""
 
@@ -294,8 +299,31 @@ def test_a_store_that_fails_stops_no_mail(
             monkeypatch.setattr(gate_module, "RETRY_EVERY", 0)
             it.gate._next_try = 0
             assert (await it.decide()).reason is Reason.NEW
+            await until(lambda: it.gate.store_works)
             assert [line["state"] for line in it.events("store")] == ["failed", "working"]
             assert it.events("store")[0]["error"] == str(error)
+
+        run(it, dialogue)
+
+
+def test_a_store_that_can_only_be_read_does_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entries are read each second, whatever becomes of what is to be written."""
+    monkeypatch.setattr(gate_module, "RETRY_EVERY", 0)
+    with bench(tmp_path) as it:
+
+        async def dialogue() -> None:
+            store = Failing(it.store)
+            it.gate = Gate(store, it.exemptions, RULES, "accept", Log(it.log), it.tasks)  # type: ignore[arg-type]
+            store.error = StoreError("the disk is full")
+            assert (await it.decide()).reason is Reason.STORE_FAILED
+            for _n in range(3):
+                assert await it.gate.load_entries()
+                await until(lambda: not len(it.tasks))
+                assert not it.gate.store_works
+            store.error = None
+            assert await it.gate.load_entries()
+            await until(lambda: it.gate.store_works)
+            assert [line["state"] for line in it.events("store")] == ["failed", "working"]
 
         run(it, dialogue)
 
