@@ -151,6 +151,17 @@ def test_without_an_answer_the_client_is_its_network(make_dns: MakeDns, key: Cli
     assert stream.getvalue() == ""  # a stranger's name server is no error of ours
 
 
+def test_a_pause_of_the_client_takes_no_time_from_the_dns(make_dns: MakeDns, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(identifier: Identifier) -> None:
+        origin, loop = identifier.origin(client("192.0.2.1"), "x", "joe@example.net"), asyncio.get_running_loop()
+        assert await origin.names() == ("mail1.example.net",)
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + 3600)
+        assert await origin.spf() == Spf("pass", "example.net")
+
+    run(make_dns(ZONE), "spf", use)
+
+
 def test_a_client_that_leaves_does_not_end_the_lookup_for_the_next(make_dns: MakeDns) -> None:
     dns = make_dns(ZONE)
     dns.misbehave("example.net", "hold")

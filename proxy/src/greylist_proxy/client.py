@@ -78,7 +78,7 @@ class Origin:
     `helo` and `sender` are as the client gave them, the null sender is "".
     """
 
-    __slots__ = ("_deadline", "_identifier", "_identities", "_lock", "_names", "_spf", "client", "helo", "sender")
+    __slots__ = ("_identifier", "_identities", "_lock", "_names", "_seconds_left", "_spf", "client", "helo", "sender")
 
     def __init__(self, identifier: Identifier, client: Client, helo: str, sender: str) -> None:
         self.client = client
@@ -86,7 +86,7 @@ class Origin:
         self.sender = sender
         self._identifier = identifier
         self._lock: asyncio.Lock | None = None
-        self._deadline: float | None = None
+        self._seconds_left = identifier.timeout
         self._names: tuple[str, ...] | None = None
         self._spf: Spf | None = None
         self._identities: tuple[Identity, ...] | None = None
@@ -143,16 +143,19 @@ class Origin:
         return self._lock
 
     async def _ask(self, question: Callable[[Origin], Coroutine[Any, Any, T]], otherwise: T) -> T:
-        if self._deadline is None:
-            self._deadline = asyncio.get_running_loop().time() + self._identifier.timeout
+        # Only what is waited for the DNS counts: a client may take its time between two recipients, or we with it.
         await in_a_task()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         try:
-            return await within(question(self), self._deadline)
+            return await within(question(self), began + self._seconds_left)
         except TimeoutError:
             return otherwise
         except Exception as error:  # noqa: BLE001 - mail goes on by the network; the log has what went wrong
             self._identifier.failed(error)
             return otherwise
+        finally:
+            self._seconds_left -= clock() - began
 
 
 class Identifier:
