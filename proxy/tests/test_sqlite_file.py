@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from greylist_proxy.policy import Record
-from greylist_proxy.store import Counts, StoreError, Wanted
+from greylist_proxy.policy import Record, Triplet
+from greylist_proxy.store import Counts, Kind, Remembered, StoreError, Wanted
 
 from .sqlite_files import DECISION, ENTRY, NET, RULES, A, Files, U, reason
 from .stores import START
@@ -339,3 +339,20 @@ def test_damage_while_it_runs_loses_triplets_and_no_entries(files: Files) -> Non
 
     files.run(play())
     assert files.rows("PRAGMA integrity_check") == [("ok",)]
+
+
+def test_a_file_that_was_cut_short_keeps_the_entries_that_it_still_has(files: Files) -> None:
+    entries = [replace(ENTRY, kind=Kind.SENDER, value=f"partner-{number}.example") for number in range(50)]
+
+    async def play() -> None:
+        store = files.make(RULES)
+        await store.load(entries)
+        await store.load([Remembered(Triplet("net", f"{number}@far.test", U), Record(START)) for number in range(3000)])
+        await store.close()
+        [(last_root,)] = files.rows("SELECT max(rootpage) FROM sqlite_master")
+        cut_to((last_root - 1) * 4096)(files.path)
+        after = files.make(RULES)
+        assert sorted([entry.value async for entry in after.entries()]) == sorted(entry.value for entry in entries)
+        assert len(files.damaged()) == 1
+
+    files.run(play())

@@ -218,6 +218,8 @@ def _salvage(damaged: Path, new: sqlite3.Connection) -> int:
     rows: list[tuple[object, ...]] = []
     # Read up to the first error: what came before it is good.
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(damaged)) as old:
+        # Or a file that was cut short would be refused whole, for the tables of which the first page is gone.
+        old.execute("PRAGMA writable_schema = ON")
         rows.extend(old.execute(_SALVAGE))
     new.execute("BEGIN IMMEDIATE")
     for number, row in enumerate(rows, 1):
