@@ -8,6 +8,7 @@ import asyncio
 import gzip
 import io
 import json
+import os
 import sqlite3
 import stat
 import time
@@ -136,6 +137,34 @@ def test_an_export_that_fails_leaves_what_was_there(run: Run, site: Site, tmp_pa
     assert sorted(tmp_path.iterdir()) == [folder, tmp_path / "site"]
     status, _output, said = run("export", tmp_path / "none" / "file")
     assert (status, said) == (1, f"greylist-proxy: {tmp_path}/none/file: can't be written: No such file or directory\n")
+
+
+def test_an_export_goes_into_a_fifo_that_stays_one(run: Run, site: Site, tmp_path: Path) -> None:
+    site.load(*ITEMS)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    # Open for both, it waits for nobody; so little fits into it.
+    descriptor = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert run("export", fifo)[0] == 0
+        lines = os.read(descriptor, 1 << 16).splitlines()
+    finally:
+        os.close(descriptor)
+    assert len(lines) == len(ITEMS) + 2  # a head and an end mark
+    assert stat.S_ISFIFO(fifo.lstat().st_mode)
+    assert sorted(tmp_path.iterdir()) == [fifo, tmp_path / "site"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_export_goes_to_where_a_symbolic_link_points(run: Run, site: Site, tmp_path: Path, is_there: bool) -> None:
+    site.load(*ITEMS)
+    target, link = tmp_path / "target.jsonl", tmp_path / "link"
+    if is_there:
+        target.write_text("an older one")
+    link.symlink_to(target.name)
+    assert run("export", link)[0] == 0
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == len(ITEMS) + 2
 
 
 def test_an_archive_that_was_cut_off_says_how_much_is_loaded(run: Run, site: Site, tmp_path: Path) -> None:

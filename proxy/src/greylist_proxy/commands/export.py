@@ -65,19 +65,33 @@ async def run(config: Config, store: Store, options: argparse.Namespace) -> int:
 
 @contextmanager
 def _output(name: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """Open the output. A file takes its place when it is whole, and is for its owner: it says who writes to whom."""
+    """Open the output. A file takes its place when it is whole, and is for its owner: it says who writes to whom.
+
+    A device or a pipe stays what it is, and a symbolic link, too: what it points to is written.
+    """
     if name == STDOUT:
         yield sys.stdout.buffer
         return
-    path = Path(name)
+    path = Path(os.path.realpath(name))
+    with path.open("wb") if _is_other(path) else _replaced(path) as file:
+        if name.endswith(".gz"):
+            with gzip.GzipFile(filename="", fileobj=file, mode="wb") as packed:
+                yield packed
+        else:
+            yield file
+
+
+def _is_other(path: Path) -> bool:
+    """Tell whether there is something that no file may take the place of."""
+    return path.exists() and not path.is_file()
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[IO[bytes]]:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            if name.endswith(".gz"):
-                with gzip.GzipFile(filename="", fileobj=file, mode="wb") as packed:
-                    yield packed
-            else:
-                yield file
+            yield file
             file.flush()
             os.fsync(descriptor)
         Path(temporary).replace(path)
