@@ -14,6 +14,8 @@ from greylist_proxy.config_sections import BackendSection, SmtpSection
 from greylist_proxy.config_values import DnsList, Endpoint
 from greylist_proxy.policy import Mode, Rules
 
+from .valkey_servers import make_certificate
+
 LEAST = """
 [backend]
 hosts = ["mail01.example.org:25"]
@@ -591,6 +593,35 @@ def test_check_config_reads_the_lists(tmp_path: Path, capsys: pytest.CaptureFixt
     captured = capsys.readouterr()
     assert captured.out == f"{path}: ok\n"
     assert captured.err.startswith(f"greylist-proxy: {path}: warning: {clients}:2: ")
+
+
+@pytest.mark.parametrize("key", ["password_file", "sentinel_password_file", "ca_file"])
+@pytest.mark.parametrize("content", [None, b""])
+def test_check_config_reads_what_the_store_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, content: bytes | None
+) -> None:
+    path, file = tmp_path / "config.toml", tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    path.write_text(
+        f'{LEAST}[smtp]\nlisten = ["127.0.0.1:0"]\n[admin]\nlisten = ""\n'
+        f'[store]\nurl = "valkeys://db.test:6379"\n{key} = "{file}"'
+    )
+    for command in ("check-config", "serve"):
+        assert main([command, "--config", str(path)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith(f"greylist-proxy: store.{key} = {file}: ")
+    authority = make_certificate(tmp_path, "server", "127.0.0.1").authority
+    file.write_bytes(authority.read_bytes() if key == "ca_file" else b"secret")
+    assert main(["check-config", "--config", str(path)]) == 0
+
+
+def test_check_config_makes_no_store(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'{LEAST}[store]\nurl = "sqlite:///{tmp_path}/greylist.db"')
+    assert main(["check-config", "--config", str(path)]) == 0
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

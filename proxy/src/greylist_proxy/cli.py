@@ -28,8 +28,10 @@ from greylist_proxy.commands.output import complain
 from greylist_proxy.config import Config, ConfigError, advice, load
 from greylist_proxy.exemptions import Exemptions
 from greylist_proxy.lists import ListError
+from greylist_proxy.log import Log
 from greylist_proxy.services import read_files
 from greylist_proxy.smtp.listener import ListenError
+from greylist_proxy.store.factory import make_store
 
 DESCRIPTION = """\
 A greylisting SMTP proxy. It stands in front of a mail server, asks senders that it does not know to come back
@@ -94,6 +96,7 @@ def _check_config(config: Config, options: argparse.Namespace) -> int:
         warnings = Exemptions(config.allow, config.trap, None).warnings
         read_files(config)
         read_token(config)
+        make_store(config.store, config.greylist.rules, Log())  # which opens nothing yet
     except ListError as error:
         for line in error.lines:
             complain(line)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from greylist_proxy.config import ConfigError
 from greylist_proxy.config_sections import StoreSection
 from greylist_proxy.config_values import FileAddress
 from greylist_proxy.log import Log
@@ -29,4 +30,8 @@ def make_store(section: StoreSection, rules: Rules, log: Log) -> Store:
         read_secret("store.sentinel_password_file", section.sentinel_password_file),
         section.ca_file,
     )
-    return ValkeyStore(section.url, rules, limits, log, access, section.prefix)
+    try:
+        return ValkeyStore(section.url, rules, limits, log, access, section.prefix)
+    except OSError as error:
+        mend = "it must hold certificates, and be readable for the user that the proxy runs as"
+        raise ConfigError([f"store.ca_file = {section.ca_file}: can't be used: {error.strerror or error}; {mend}"]) from error

@@ -64,7 +64,10 @@ class Access:
 
 
 class Servers:
-    """One server, a primary behind sentinels, or a cluster. Connections are opened when they are needed."""
+    """One server, a primary behind sentinels, or a cluster. Connections are opened when they are needed.
+
+    OSError, when it is made: the authorities' file can't be read, or holds none.
+    """
 
     def __init__(self, address: ServerAddress, access: Access, timeout: float, log: Log) -> None:
         self.name = str(address)
@@ -74,7 +77,7 @@ class Servers:
         self._log = log
         self._topology = make_topology(address, self._ask, timeout, self._primary_changed)
         self._pools: dict[tuple[Endpoint, bool], ConnectionPool] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._tls = ssl.create_default_context(cafile=access.ca_file) if address.tls else None
         self._room = asyncio.Semaphore(MAX_CALLS)
         self._talks: dict[asyncio.Timeout, Endpoint] = {}  # with primaries, each until it is cut short
         self._met: set[Endpoint] = set()
@@ -259,8 +262,7 @@ class Servers:
                 "lib_name": None,
                 "lib_version": None,
             }
-            if self._address.tls:
-                self._tls = self._tls or ssl.create_default_context(cafile=access.ca_file)
+            if self._tls is not None:
                 settings |= {"connection_class": _TlsConnection, "context": self._tls}
             pool = self._pools[endpoint, sentinel] = ConnectionPool(**settings)
         return pool
