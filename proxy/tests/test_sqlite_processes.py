@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from greylist_proxy.policy import Rules
+from greylist_proxy.policy import Identity, Rules
 from greylist_proxy.store import Counts, StoreError, Wanted
+from greylist_proxy.store.sqlite import SqliteStore
 from greylist_proxy.store.sqlite import behind as behind_module
 from greylist_proxy.store.sqlite import sightings as sightings_module
 from greylist_proxy.store.sqlite.inline import InlineReader
 from greylist_proxy.store.sqlite.lookup import look_up
 
-from .peers import the_loop_is_free
+from .peers import the_loop_is_free, until
 from .sqlite_files import DECISION, ENTRY, NET, A, Files, U, reason
+
+UNEARNED = Identity(NET.key, "")
 
 CHILD = """
 import asyncio, sys
@@ -228,6 +231,32 @@ def test_what_waits_to_be_written_is_bounded(files: Files, monkeypatch: pytest.M
         counts = await store.counts()
         assert counts.known == 49
         assert counts.decisions == 20
+
+    files.run(play())
+
+
+def test_what_is_being_written_counts_as_well(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behind_module, "MAX_RECORDS", 50)
+    monkeypatch.setattr(behind_module, "MAX_DECISIONS", 20)
+
+    async def play() -> None:
+        store = files.make()
+        assert isinstance(store, SqliteStore)
+        await reason(store, "before@far.test")
+        await store.flush()
+        with Locked(files.path):
+            for number in range(30):
+                await store.delivered([UNEARNED], f"{number}@far.test", [U], counts=False)
+                store.note(DECISION)
+            await until(lambda: store._behind.overlay.sealed is not None)
+            for number in range(30, 50):
+                await store.delivered([UNEARNED], f"{number}@far.test", [U], counts=False)
+                store.note(DECISION)
+            with pytest.raises(StoreError, match="too much waits"):
+                await store.delivered([UNEARNED], "50@far.test", [U], counts=False)
+        await store.flush()
+        counts = await store.counts()
+        assert (counts.known, counts.decisions) == (50, 20)
 
     files.run(play())
 

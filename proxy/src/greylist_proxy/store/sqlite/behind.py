@@ -57,12 +57,12 @@ class WriteBehind:
 
     def check_room(self) -> None:
         """Raise StoreError where no more can be kept."""
-        if self.overlay.filling.size >= MAX_RECORDS:
+        if self.overlay.size >= MAX_RECORDS:
             raise StoreError(self._error or f"{self._name}: too much waits to be written")
 
     def note(self, decision: Logged) -> None:
         """Keep a decision, if there is room."""
-        if len(self.overlay.filling.decisions) < MAX_DECISIONS:
+        if self.overlay.decisions < MAX_DECISIONS:
             self.overlay.filling.decisions.append(decision)
             self.changed()
 

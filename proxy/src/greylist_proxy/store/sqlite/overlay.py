@@ -88,6 +88,16 @@ class Overlay:
         self.filling = Generation(1)
         self.sealed: Generation | None = None
 
+    @property
+    def size(self) -> int:
+        """How many records it holds."""
+        return self.filling.size + (0 if self.sealed is None else self.sealed.size)
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions it holds."""
+        return len(self.filling.decisions) + (0 if self.sealed is None else len(self.sealed.decisions))
+
     def seal(self) -> Generation:
         """Begin a new generation, and return the one that is to be committed now."""
         self.sealed = self.filling
