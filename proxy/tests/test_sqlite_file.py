@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -14,10 +15,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from greylist_proxy.policy import Record, Triplet
-from greylist_proxy.store import Counts, Kind, Remembered, StoreError, Wanted
+from greylist_proxy.store import Action, Counts, Kind, Remembered, StoreError, Wanted
+from greylist_proxy.store.sqlite.entries import changes as changes_since
 
 from .sqlite_files import DECISION, ENTRY, NET, RULES, A, Files, U, reason
 from .stores import START
@@ -183,6 +186,46 @@ def test_a_file_that_is_taken_away_is_made_anew(files: Files) -> None:
         assert (changes.restart, changes.changed) == (True, ())
 
     files.run(play())
+
+
+def test_a_file_that_is_restored_in_place_has_its_entries_followed_anew(files: Files) -> None:
+    async def play() -> None:
+        store = files.make(RULES)
+        entries = [replace(ENTRY, value=f"192.0.2.{number}") for number in range(4)]
+        await store.put_entry(entries[0])
+        copy = sqlite3.connect(":memory:")
+        with contextlib.closing(sqlite3.connect(files.path)) as connection:
+            connection.backup(copy)
+        for entry in entries[1:]:
+            await store.put_entry(entry)
+        position = (await store.changes(None)).position
+        with contextlib.closing(sqlite3.connect(files.path)) as connection:
+            copy.backup(connection)
+        copy.close()
+        blocked = replace(ENTRY, value="198.51.100.1", action=Action.BLOCK)
+        await store.put_entry(blocked)
+        changes = await store.changes(position)
+        assert (changes.restart, changes.changed) == (True, (entries[0], blocked))
+        assert (await store.changes(changes.position))[:2] == (False, ())
+
+    files.run(play())
+
+
+class Failing(sqlite3.Connection):
+    """A connection on which what is read fails so that SQLite ends the transaction."""
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        if "SELECT" in statement:
+            super().execute("ROLLBACK")
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(statement, *parameters)
+
+
+def test_an_error_that_ends_the_transaction_is_the_one_that_is_told() -> None:
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None, factory=Failing)) as connection:
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            changes_since(connection, None)
+        assert not connection.in_transaction
 
 
 # -- versions --

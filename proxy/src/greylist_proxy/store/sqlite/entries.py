@@ -6,7 +6,8 @@ Each change takes the next number (`seq`), and the row of an entry carries the n
 the changes since a number are the rows with a higher one. A removed entry stays as a row without an action, until
 it is a day old; `floor` is the highest number that was forgotten so. A position is `EPOCH:SEQ:FLOOR`: the file's epoch,
 the last number given, and the floor at that time. Who comes with another epoch, or with a number that
-a floor has passed since, may have missed a removal, and is told to start again. The floor is in the position because a
+a floor has passed since, may have missed a removal, and is told to start again; so is who comes with a number that was
+never given: the file has been restored from a copy. The floor is in the position because a
 reader that is still paging through the old entries is below it, and has missed nothing.
 """
 
@@ -89,11 +90,13 @@ def changes(connection: sqlite3.Connection, position: str | None) -> Changes:
     # One snapshot: a change between the two statements could be missed.
     connection.execute("BEGIN")
     try:
-        epoch, _last, floor = connection.execute(_META).fetchone()
-        since = _since(position, epoch, floor)
+        epoch, last, floor = connection.execute(_META).fetchone()
+        since = _since(position, epoch, last, floor)
         rows = connection.execute(_CHANGES, (since or 0, PAGE + 1)).fetchall()
     finally:
-        connection.execute("ROLLBACK")
+        # After some errors SQLite has done it already, and another one would hide them.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
     page = rows[:PAGE]
     seq = page[-1][-1] if page else since or 0
     changed = tuple(_change(*row[:-1]) for row in page)
@@ -127,13 +130,13 @@ def _next(connection: sqlite3.Connection) -> int:
     return int(seq)
 
 
-def _since(position: str | None, epoch: str, floor: int) -> int | None:
+def _since(position: str | None, epoch: str, last: int, floor: int) -> int | None:
     """Return the number after which a reader knows nothing; None: it has to start again."""
     if position is None:
         return None
     try:
         its_epoch, seq, its_floor = position.split(":")
-        if its_epoch == epoch and (int(seq) >= floor or int(its_floor) == floor):
+        if its_epoch == epoch and int(seq) <= last and (int(seq) >= floor or int(its_floor) == floor):
             return int(seq)
     except ValueError:
         pass  # some other store's position
