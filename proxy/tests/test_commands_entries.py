@@ -121,6 +121,7 @@ def test_people_see_a_table(sqlite_line: CommandLine) -> None:
         (["add", "trap", "old@example.org", "--action", "block"], "a trap has no action"),
         (["add", "client", "192.0.2.1", "--expires", "2001-01-01"], "has passed already"),
         (["add", "client", "192.0.2.1", "--note", "x" * 501], "501 characters"),
+        (["add", "client", "192.0.2.1", "--note", "caf\udce9"], "'caf\\udce9': not UTF-8 text"),
         (["add", "client"], "VALUE"),
         (["remove", "client", "192.0.2.1/24"], "the network is 192.0.2.0/24"),
         (["list", "--kind", "planet"], "invalid choice"),

@@ -37,6 +37,7 @@ DAY = 86400.0
         (HERE | {"expires": ["1d"]}, "allowed is a duration"),
         (HERE | {"note": 7}, "note: allowed is text of up to 500 characters"),
         (HERE | {"note": "x\ud800"}, "note: allowed is text of up to 500 characters"),
+        (HERE | {"note": "x\0"}, "note: allowed is text of up to 500 characters"),
         (HERE | {"expires": "x" * 101}, "expires: allowed is a duration"),
         (HERE | {"note": "x" * 501}, "note: allowed is text of up to 500 characters"),
     ],

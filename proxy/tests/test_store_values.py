@@ -78,3 +78,20 @@ def test_any_text_can_be_asked_for(stores: Stores, text: str) -> None:
         assert await store.remove_entry(Kind.SENDER, text)
 
     stores.run(play())
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_an_entry_with_any_text_can_be_replaced_and_removed(stores: Stores, text: str) -> None:
+    async def play() -> None:
+        store = stores.make(RULES)
+        entry = Entry(Kind.SENDER, text, Action.ALLOW, created=START, note=text)
+        assert await store.put_entry(entry)
+        [kept] = await everything(store.entries())
+        kept.note.encode()  # or no archive could hold it
+        assert await store.put_entry(replace(entry, action=Action.BLOCK))
+        assert [each.action for each in await everything(store.entries())] == [Action.BLOCK]
+        assert await store.load([entry]) == 0  # an operator's own is there
+        assert await store.remove_entry(entry.kind, entry.value)
+        assert await everything(store.entries()) == []
+
+    stores.run(play())

@@ -24,6 +24,7 @@ from greylist_proxy.store import (
     Logged,
     Remembered,
     Removed,
+    Source,
     StoreError,
     Wanted,
 )
@@ -321,6 +322,23 @@ def test_removed_entries_are_forgotten_after_a_day_and_readers_that_slept_start_
         assert [change.value for change in woken.changed] == ["192.0.2.0", "192.0.2.2"]
         # Its first page may end below what was forgotten: that is no reason to start anew for ever.
         assert (await store.changes(woken.position)).restart is False
+
+    make.run(play())
+
+
+@pytest.mark.parametrize("written", ["", "[]", '"text"', '{"expires": null, "source": "operator", "note": "\\udce9"}'])
+def test_an_entry_that_cannot_be_read_stands_in_nobodys_way(make: Maker, server: Server, written: str) -> None:
+    entry = Entry(Kind.CLIENT, "192.0.2.1", Action.ALLOW, Source.LEARNED)
+    write = ("HSET", "greylist:entries:{greylist}", f"{entry.kind}\0{entry.value}", written)
+
+    async def play() -> None:
+        store = make()
+        server.say(*write)
+        assert await store.put_entry(entry)
+        assert [item async for item in store.entries()] == [entry]
+        server.say(*write)
+        assert await store.remove_entry(entry.kind, entry.value)
+        assert [item async for item in store.entries()] == []
 
     make.run(play())
 

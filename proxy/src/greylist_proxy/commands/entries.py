@@ -26,7 +26,7 @@ from greylist_proxy.commands.output import (
 from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
 from greylist_proxy.lists.entries import EntryError, canonical
-from greylist_proxy.lists.operator import MAX_NOTE, Keeper, as_json, find_entry
+from greylist_proxy.lists.operator import MAX_NOTE, UNKEPT, Keeper, as_json, find_entry
 from greylist_proxy.moments import WHEN
 from greylist_proxy.store import Action, Entry, Kind, Source
 
@@ -101,6 +101,8 @@ def _add_value(parser: argparse.ArgumentParser) -> None:
 def _note(text: str) -> str:
     if len(text) > MAX_NOTE:
         raise argparse.ArgumentTypeError(f"{len(text)} characters, allowed are {MAX_NOTE}")
+    if UNKEPT.search(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: not UTF-8 text")
     return text
 
 

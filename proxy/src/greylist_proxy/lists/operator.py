@@ -25,7 +25,7 @@ from greylist_proxy.store import Action, Entry, Kind, Source
 MAX_NOTE = 500  # characters
 KEYS = ("kind", "value", "action", "expires", "note")
 SLACK = 5.0  # seconds between an entry's making and the moment that its duration was counted from
-SURROGATE = re.compile("[\ud800-\udfff]")  # JSON has them, text that can be kept has not
+UNKEPT = re.compile("[\0\ud800-\udfff]")  # JSON and command lines have them, text that can be kept has not
 KINDS = ", ".join(Kind)
 ACTIONS = ", ".join(Action)
 
@@ -79,7 +79,7 @@ def read_wish(data: object) -> Wish:
             raise EntryError(f"action {quoted(str(given))}: allowed is one of {ACTIONS}")
         action = Action(given)
     note = data.get("note") or ""
-    if not isinstance(note, str) or len(note) > MAX_NOTE or SURROGATE.search(note):
+    if not isinstance(note, str) or len(note) > MAX_NOTE or UNKEPT.search(note):
         raise EntryError(f"note: allowed is text of up to {MAX_NOTE} characters")
     expires = data.get("expires")
     if expires in (None, ""):

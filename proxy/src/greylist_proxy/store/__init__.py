@@ -8,6 +8,7 @@ it says what it knew before a sighting, and `policy.judge` makes a verdict of th
 
     sqlite/       one file, shared by the processes of a host
     valkey/       a Valkey or Redis server, sentinels or a cluster, shared by proxies
+    texts.py      text as all of them can hold it
     wanted.py     what a listing is narrowed to, for stores that look through what they have
     factory.py    the store that the configuration names
 

@@ -57,8 +57,9 @@ from greylist_proxy.store.sqlite.inline import InlineReader
 from greylist_proxy.store.sqlite.listing import Page
 from greylist_proxy.store.sqlite.overlay import Delivery
 from greylist_proxy.store.sqlite.sightings import Sightings
-from greylist_proxy.store.sqlite.values import clean, from_ms, is_clean, to_ms
+from greylist_proxy.store.sqlite.values import from_ms, to_ms
 from greylist_proxy.store.sqlite.worker import Work, Worker
+from greylist_proxy.store.texts import clean, clean_entry, is_clean
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -140,7 +141,7 @@ class SqliteStore:
 
     async def put_entry(self, entry: Entry) -> bool:
         """Make or replace an entry; see `Store`."""
-        cleaned, now = _clean_entry(entry), self._clock()
+        cleaned, now = clean_entry(entry), self._clock()
         return await self._durably(lambda connection: entries.put(connection, cleaned, now))
 
     async def remove_entry(self, kind: Kind, value: str) -> bool:
@@ -270,13 +271,9 @@ class SqliteStore:
             after = page.following
 
 
-def _clean_entry(entry: Entry) -> Entry:
-    return replace(entry, value=clean(entry.value), note=clean(entry.note))
-
-
 def _clean_item(item: Item) -> Item:
     if isinstance(item, Remembered):
         return replace(item, triplet=Triplet(*map(clean, item.triplet)))
     if isinstance(item, Allowance):
         return replace(item, earner=clean(item.earner))
-    return _clean_entry(item)
+    return clean_entry(item)

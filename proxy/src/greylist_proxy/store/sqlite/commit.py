@@ -26,7 +26,8 @@ from greylist_proxy import policy
 from greylist_proxy.policy import Earned, Rules
 from greylist_proxy.store import Logged
 from greylist_proxy.store.sqlite.overlay import Generation
-from greylist_proxy.store.sqlite.values import as_json, clean, from_ms, is_clean, to_ms
+from greylist_proxy.store.sqlite.values import as_json, from_ms, to_ms
+from greylist_proxy.store.texts import clean, is_clean
 
 AT_ONCE = (256, 64, 16, 4, 1)  # rows a statement, so that few statements make any number
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from greylist_proxy.store import Action, Changes, Entry, Kind, Removed, Source
+from greylist_proxy.store.texts import clean, clean_entry
 from greylist_proxy.store.valkey.keys import Command, Keys, Script, decode, encode, milliseconds, seconds
 from greylist_proxy.store.valkey.servers import Servers
 
@@ -35,6 +36,8 @@ class Entries:
 
     def put_command(self, entry: Entry, *, merge: bool) -> Command:
         """Make the command that puts one; `merge`: no operator's own is replaced, and the same one is no change."""
+        # The script's JSON knows no surrogates: such an entry could be neither replaced nor removed.
+        entry = clean_entry(entry)
         name = _name(entry.kind, entry.value)
         expires = None if entry.expires is None else milliseconds(entry.expires)
         value = {
@@ -50,7 +53,7 @@ class Entries:
 
     async def remove(self, kind: Kind, value: str) -> bool:
         """Remove one; False where there is none."""
-        return bool(await self._call(self._command("remove", _name(kind, value))))
+        return bool(await self._call(self._command("remove", _name(kind, clean(value)))))
 
     async def changes(self, position: str | None) -> Changes:
         """Return what happened since a position."""

@@ -31,15 +31,24 @@ local function remove(name)
   change(name)
 end
 
+-- What is there of an entry; one that can't be read stands in nobody's way.
+local function read(value)
+  local is_read, entry = pcall(cjson.decode, value)
+  return is_read and type(entry) == 'table' and entry or {}
+end
+
+local function has_expired(entry)
+  return type(entry.expires) == 'number' and entry.expires <= now
+end
+
 local doings = {}
 
 -- ARGV: name, JSON, source, expires ('' for never), an epoch for a store without, merge (1, 0). Reply: 1 where it was put
 function doings.put(name, value, source, expires, epoch, merge)
   local old = redis.call('HGET', ENTRIES, name)
   if old then
-    local was = cjson.decode(old)
-    local counts = was.expires == cjson.null or was.expires > now
-    if counts and was.source == 'operator' and (merge == '1' or source ~= 'operator') then
+    local was = read(old)
+    if not has_expired(was) and was.source == 'operator' and (merge == '1' or source ~= 'operator') then
       return 0
     end
     if merge == '1' and old == value then
@@ -64,9 +73,8 @@ function doings.remove(name)
   if not old then
     return 0
   end
-  local expires = cjson.decode(old).expires
   remove(name)
-  return (expires == cjson.null or expires > now) and 1 or 0
+  return has_expired(read(old)) and 0 or 1
 end
 
 -- ARGV: the reader's epoch, its floor and number, how many at most. Reply: restart, epoch, floor, number, more, then name
