@@ -273,7 +273,7 @@ class ValkeyStore:
         return await self._entries.expire()
 
     async def flush(self) -> None:
-        """Write the decisions that wait. StoreError: they could not be written, and wait still."""
+        """Write the decisions that wait. StoreError: they could not be written."""
         await self._decisions.flush()
 
     async def close(self) -> None:

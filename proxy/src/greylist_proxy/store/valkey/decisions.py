@@ -3,8 +3,9 @@
 """Decisions in Valkey: one stream, written behind in batches.
 
 A batch goes out `EVERY` seconds after its first decision, and with it the order to drop what is too old or too much.
-While the server fails, decisions wait here, `MOST_WAITING` at most; then the oldest are lost. Nothing depends
-on them, and each one is in the log as well.
+While the server fails, decisions wait here, `MOST_WAITING` at most; then the oldest are lost. A batch that went out and
+was not answered is not sent again: a server that is only slow would keep it once for each time. Nothing depends on
+decisions, and each one is in the log as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from operator import attrgetter
 
 from greylist_proxy.store import Limits, Logged, StoreError, Wanted
 from greylist_proxy.store.valkey.keys import Command, Keys, Script, milliseconds
-from greylist_proxy.store.valkey.servers import Servers
+from greylist_proxy.store.valkey.servers import NoAnswer, Servers
 from greylist_proxy.store.wanted import wants_decision
 
 EVERY = 0.1  # seconds
@@ -51,12 +52,14 @@ class Decisions:
             self._writer = asyncio.get_running_loop().create_task(self._write_behind())
 
     async def flush(self) -> None:
-        """Write what waits. StoreError: it could not be written, and waits still."""
+        """Write what waits. StoreError: it could not be written, and waits still, unless there was no answer."""
         async with self._writing:
             while self._waiting:
                 batch = [self._waiting.popleft() for _n in range(min(BATCH, len(self._waiting)))]
                 try:
                     await self._servers.run([*map(self._add, batch), self._trim()])
+                except NoAnswer:
+                    raise
                 except BaseException:
                     # Those that came meanwhile are newer: where there is no room, these are the ones to lose.
                     room = MOST_WAITING - len(self._waiting)

@@ -52,6 +52,10 @@ OLDEST = (6, 2)
 NOT_DONE = (NoScriptError, AskError, TryAgainError, ReadOnlyError, Superseded)
 
 
+class NoAnswer(StoreError):
+    """The time was over: what was sent may be carried out after all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """What it takes to be let in, and by which authorities servers are known (None: the system's)."""
@@ -92,7 +96,10 @@ class Servers:
         return self._address.kind != "cluster" or len({key_slot(key) for key in keys}) == 1
 
     async def run(self, commands: Sequence[Command], deadline: float | None = None) -> list[Any]:
-        """Return the answers. StoreError: at least one failed, the others may have been carried out."""
+        """Return the answers. StoreError: at least one failed, the others may have been carried out.
+
+        NoAnswer: any of them may be carried out yet.
+        """
         async with self._attempt(deadline):
             return await self._run(commands)
 
@@ -139,7 +146,7 @@ class Servers:
             raise
         except TimeoutError as error:
             self._topology.forget()
-            raise StoreError(f"{self.name}: no answer within {self._timeout:g} seconds") from error
+            raise NoAnswer(f"{self.name}: no answer within {self._timeout:g} seconds") from error
         except Exception as error:
             # Whatever the library makes of what a server says, or does not say: it is a failed call.
             self._topology.forget()
