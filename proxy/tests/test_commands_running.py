@@ -171,14 +171,56 @@ def test_a_reader_that_has_had_enough(sqlite_line: CommandLine) -> None:
         assert (process.wait(PATIENCE), said) == (0, b"")
 
 
-def test_an_output_that_can_not_be_written(sqlite_line: CommandLine) -> None:
+@pytest.mark.parametrize("arguments", [("triplets", "list"), ("decisions", "--reasons"), ("check-config",)])
+def test_an_output_that_can_not_be_written(sqlite_line: CommandLine, arguments: tuple[str, ...]) -> None:
     sqlite_line.fill([triplet()])
     with Path("/dev/full").open("w") as full:
         process = subprocess.run(
-            command(sqlite_line, "triplets", "list"), stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
+            command(sqlite_line, *arguments), stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE, check=False
         )
     assert process.returncode == 1
     assert process.stderr == b"greylist-proxy: the output can't be written: No space left on device\n"
+
+
+def test_reasons_for_nobody(sqlite_line: CommandLine) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        process = subprocess.run(
+            command(sqlite_line, "decisions", "--reasons"),
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stream", "status", "said"),
+    [
+        (["entries", "list"], 1, 0, b""),
+        (["export"], 1, 0, b"1 triplets, 0 earners, 0 entries\n"),
+        (["check-config"], 1, 0, b""),
+        (["entries", "list"], 2, 0, b""),
+        (["entries", "remove", "client", "192.0.2.1"], 2, 1, b""),
+        (["import", "archive", "-"], 0, 1, b"greylist-proxy: -: ends after line 0 "),
+    ],
+)
+def test_streams_that_are_closed(
+    sqlite_line: CommandLine, arguments: list[str], stream: int, status: int, said: bytes
+) -> None:
+    sqlite_line.fill([triplet()])
+    process = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {stream}>&-', "sh", *command(sqlite_line, *arguments)],
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (process.returncode, process.stderr[: len(said)]) == (status, said)
+    assert b"Traceback" not in process.stderr
 
 
 def test_a_terminal_that_knows_no_utf_8_gets_escapes(sqlite_line: CommandLine) -> None:

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from greylist_proxy import __version__
 from greylist_proxy.admin.access import read_token
@@ -20,6 +23,7 @@ from greylist_proxy.commands import (
     export,
     import_,
     learn,
+    reporting,
     stats,
     triplets,
 )
@@ -48,6 +52,7 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    _open_streams()
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(load(options.config), options)
@@ -56,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(line)
         return WRONG
     return status
+
+
+def _open_streams() -> None:
+    """Open what the caller has closed (`>&-`), so that nobody has to ask, and no other file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "check-config",
         "check the configuration file and the lists that it names, and say everything that is wrong with them",
-        _check_config,
+        reporting(_check_config),
     )
     for command in (explain, triplets, decisions, entries, stats, export, import_, learn):
         command.add_parser(commands)
@@ -90,7 +102,7 @@ def _serve(config: Config, options: argparse.Namespace) -> int:
         return NO
 
 
-def _check_config(config: Config, options: argparse.Namespace) -> int:
+async def _check_config(config: Config, options: argparse.Namespace) -> int:
     try:
         # The files that it names belong to it: with one that can't be read the server does not start.
         warnings = Exemptions(config.allow, config.trap, None).warnings

@@ -63,7 +63,7 @@ def on_store(action: Action, *, missing: Missing = Missing.REFUSE) -> Run:
     enough: that is no failure.
     """
 
-    return _reporting(lambda config, options: _with_store(action, config, options, missing))
+    return reporting(lambda config, options: _with_store(action, config, options, missing))
 
 
 def on_entries(action: EntryAction, *, missing: Missing = Missing.REFUSE) -> Run:
@@ -78,10 +78,12 @@ def on_entries(action: EntryAction, *, missing: Missing = Missing.REFUSE) -> Run
             return await action(config, server, options)
         return await _with_store(action, config, options, missing)
 
-    return _reporting(run)
+    return reporting(run)
 
 
-def _reporting(work: Callable[[Config, argparse.Namespace], Coroutine[Any, Any, int]]) -> Run:
+def reporting(work: Callable[[Config, argparse.Namespace], Coroutine[Any, Any, int]]) -> Run:
+    """Return a function that runs a coroutine without a store, and makes a status and a sentence of what goes wrong."""
+
     def run(config: Config, options: argparse.Namespace) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A terminal that knows no UTF-8 gets escapes instead of a traceback.

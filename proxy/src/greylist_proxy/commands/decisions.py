@@ -12,7 +12,7 @@ import argparse
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
-from greylist_proxy.commands import DONE, NO, WrongUsage, on_store
+from greylist_proxy.commands import DONE, NO, WrongUsage, on_store, reporting
 from greylist_proxy.commands.arguments import (
     Commands,
     add_command,
@@ -81,11 +81,12 @@ def _reason(text: str) -> str:
 
 def _run(config: Config, options: argparse.Namespace) -> int:
     if options.reasons:
-        return _show_reasons(options)
+        return reporting(show_reasons)(config, options)
     return on_store(show_one if options.id is not None else list_decisions)(config, options)
 
 
-def _show_reasons(options: argparse.Namespace) -> int:
+async def show_reasons(config: Config, options: argparse.Namespace) -> int:
+    """Explain the words that reasons have."""
     if options.json:
         for reason in Reason:
             show_json({"reason": str(reason), "meaning": reason.meaning})
