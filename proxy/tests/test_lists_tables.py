@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import pytest
 from greylist_proxy.lists.entries import Network
+from greylist_proxy.lists.runtime import LEAST_TIDIED, RuntimeEntries
 from greylist_proxy.lists.tables import MAX_PATTERNS, Domains, Mailboxes, Match, Networks, PatternError, Patterns
 from greylist_proxy.resolver import Address
+from greylist_proxy.store import Action, Entry, Kind, Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,3 +199,17 @@ def test_a_thousand_times_the_addresses_are_not_slower() -> None:
         assert times[0] < 10 * times[1]
     assert all(large.find(*address, NOW) for address in found)
     assert not any(large.find(*address, NOW) for address in missed)
+
+
+def test_entries_that_are_learned_anew_each_day_take_no_more_memory_and_end() -> None:
+    runtime, number = RuntimeEntries(), LEAST_TIDIED
+    for day in range(20):
+        for name in range(number):
+            entry = Entry(Kind.SENDER, f"partner-{name}.example", Action.ALLOW, Source.LEARNED, expires=NOW + day)
+            runtime.put(entry)
+        assert len(runtime._expiring) <= 2 * number
+    runtime.expire(NOW + 18)
+    assert len(runtime.learned.senders) == number
+    runtime.expire(NOW + 19)
+    assert len(runtime.learned.senders) == 0
+    assert runtime._expiring == []

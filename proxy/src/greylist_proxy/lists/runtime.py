@@ -10,6 +10,8 @@ from greylist_proxy.lists.entries import EntryError, Network, key
 from greylist_proxy.lists.tables import Mailboxes, Tables
 from greylist_proxy.store import Action, Entry, Kind, Source
 
+LEAST_TIDIED = 1000  # times; fewer are not worth it
+
 
 class RuntimeEntries:
     """Entries by what they do. There is one for each kind and value."""
@@ -21,6 +23,7 @@ class RuntimeEntries:
         self.learned = Tables()
         self.traps = Mailboxes()
         self._expiring: list[tuple[float, Kind, str]] = []  # a heap, by time
+        self._most_expiring = LEAST_TIDIED
 
     def put(self, entry: Entry) -> None:
         """Add an entry, in place of one with its kind and value. EntryError: it can't count."""
@@ -33,6 +36,8 @@ class RuntimeEntries:
             self.traps.add(found, rule, entry.expires)
         if entry.expires is not None:
             heapq.heappush(self._expiring, (entry.expires, entry.kind, entry.value))
+            if len(self._expiring) > self._most_expiring:
+                self._tidy()
 
     def remove(self, kind: Kind, value: str) -> None:
         """Remove an entry, where there is one. EntryError: there can't be."""
@@ -43,6 +48,15 @@ class RuntimeEntries:
         while self._expiring and self._expiring[0][0] <= now:
             _expires, kind, value = heapq.heappop(self._expiring)
             self._remove(kind, key(kind, value), expired_at=now)
+
+    def _tidy(self) -> None:
+        """Keep one time for each entry, the latest: what is learned anew each day would leave one for each day."""
+        latest: dict[tuple[Kind, str], float] = {}
+        for expires, kind, value in self._expiring:
+            latest[kind, value] = max(expires, latest.get((kind, value), expires))
+        self._expiring = [(expires, kind, value) for (kind, value), expires in latest.items()]
+        heapq.heapify(self._expiring)
+        self._most_expiring = max(2 * len(self._expiring), LEAST_TIDIED)
 
     def _tables(self, entry: Entry) -> Tables:
         match entry.source, entry.action:
