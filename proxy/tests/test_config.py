@@ -566,6 +566,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_that_nobody_can_hold(tmp_path: Path, digits: int) -> None:
+    [line] = errors(tmp_path, f"{LEAST}[greylist]\ndelay = {'9' * digits}")
+    assert line.startswith(("greylist.delay = 999", "not TOML: "))
+
+
 def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f"{LEAST}[greylist]\ndelay = 5")

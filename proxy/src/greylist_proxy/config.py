@@ -90,7 +90,7 @@ def load(path: Path) -> Config:
         raise ConfigError([f"{path}: can't be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: not UTF-8 text: {error.reason} at byte {error.start}"]) from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or what a number of thousands of digits costs
         raise ConfigError([f"{path}: not TOML: {error}"]) from error
     try:
         # A section that is left out is an empty one: its defaults are checked, its required keys missed.

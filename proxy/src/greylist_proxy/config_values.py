@@ -52,7 +52,10 @@ def _with_unit(value: object, units: dict[str, int]) -> float:
 
 def parse_duration(value: object) -> float:
     """Return the seconds of `90s`, `5m`, `24h`, `36d`, or of a plain number of seconds. ValueError: none of these."""
-    return float(_with_unit(value, DURATION_UNITS))
+    try:
+        return float(_with_unit(value, DURATION_UNITS))
+    except OverflowError:
+        raise ValueError("more than a number can be") from None
 
 
 def _size(value: object) -> float:

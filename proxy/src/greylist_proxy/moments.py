@@ -10,6 +10,7 @@ import time
 from greylist_proxy.config_values import parse_duration
 
 MAX_AHEAD = 100 * 366 * 86400.0  # seconds; an entry that is to last longer does not expire
+EARLIEST = datetime.datetime.min.replace(tzinfo=datetime.UTC).timestamp()  # no store has to hold an earlier one
 WHEN = "a duration (90s, 12h, 2d) or a time (2024-05-17, 2024-05-17T08:30, 2024-05-17T06:30Z)"
 
 
@@ -19,9 +20,13 @@ def moment(text: str, direction: int) -> float:
     ValueError: it means none; the text says what is allowed. A time without a zone is a local one.
     """
     try:
-        return time.time() + direction * parse_duration(text)
+        found = time.time() + direction * parse_duration(text)
     except ValueError:
         pass
+    else:
+        if found < EARLIEST:
+            raise ValueError(f"{text!r}: allowed is {WHEN}")
+        return found
     try:
         return datetime.datetime.fromisoformat(text).astimezone().timestamp()
     except (ValueError, OverflowError, OSError):
