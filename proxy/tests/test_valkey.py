@@ -181,6 +181,26 @@ def test_all_keys_begin_with_the_prefix_and_triplets_end_by_themselves(make: Mak
     assert set(lives) == {f"mail.test-1:{name}:{{mail.test-1}}".encode() for name in names} | {b"mail.test-1:decisions"}
 
 
+def test_a_lifetime_that_is_raised_counts_for_what_is_known_already(make: Maker, server: Server) -> None:
+    key = b"greylist:k:{192.0.2.0/24}a@far.test\0u@here.test"
+
+    async def play() -> None:
+        store = make()
+        await store.delivered([NETWORK], SENDER, [RECIPIENT], counts=False)
+        with server.client() as client:
+            store.rules = replace(RULES, lifetime=2 * RULES.lifetime)
+            await store.observe([NETWORK], SENDER, RECIPIENT, record=False)
+            assert client.ttl(key) <= RULES.lifetime + 60
+            assert await verdict(store, NETWORK) == "known"
+            assert client.ttl(key) > RULES.lifetime + 60
+            # There is nothing to do again, which replicas would have to do as well.
+            writes = client.info("commandstats").get("cmdstat_pexpire")
+            assert await verdict(store, NETWORK) == "known"
+            assert client.info("commandstats").get("cmdstat_pexpire") == writes
+
+    make.run(play())
+
+
 def test_prefixes_keep_stores_apart(make: Maker) -> None:
     async def play() -> None:
         clock = Clock()

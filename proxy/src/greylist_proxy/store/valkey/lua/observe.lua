@@ -55,6 +55,9 @@ if record then
   if last then
     if first > now or last > now then
       write_known(KEYS[1], math.min(first, now), math.min(last, now), now, lifetime)
+    elseif redis.call('PTTL', KEYS[1]) < time_to_live(now, last, lifetime) - SLACK then
+      -- The lifetime was shorter when it was written.
+      redis.call('PEXPIRE', KEYS[1], exact(time_to_live(now, last, lifetime)))
     end
   elseif not first or first > now then
     -- First what takes memory: after any other change the server no longer looks whether there is some.
