@@ -245,6 +245,22 @@ def test_allowances_are_listed_and_expire(stores: Stores) -> None:
     stores.run(play())
 
 
+@pytest.mark.parametrize("flush", [False, True])
+def test_what_triplets_share_is_removed_with_them(stores: Stores, flush: bool) -> None:
+    async def play() -> None:
+        rules = replace(RULES, max_pending=2)
+        store = stores.make(rules)
+        for number, expected in enumerate(("new", "new", "pending-cap")):
+            assert await reason(store, sender=f"{number}@far.test", rules=rules) == expected
+        if flush:
+            await store.flush()
+        stores.clock.step(RULES.delay)
+        assert await store.remove_triplets(list(await listed(store))) == 2
+        assert await reason(store, sender="another@far.test", rules=rules) == "new"
+
+    stores.run(play())
+
+
 def test_what_is_removed_is_new_again(stores: Stores) -> None:
     async def play() -> None:
         store, other = stores.make(RULES), stores.make(RULES)
@@ -335,6 +351,33 @@ def test_a_loaded_entry_leaves_an_operators_own(stores: Stores) -> None:
             "192.0.2.2": (Action.BLOCK, Source.OPERATOR),
             "192.0.2.3": (Action.ALLOW, Source.OPERATOR),
         }
+
+    stores.run(play())
+
+
+@pytest.mark.parametrize(
+    ("there", "comes", "expires"),
+    [
+        (START + 90, START + 1, START + 90),
+        (START + 1, START + 90, START + 90),
+        (None, START + 90, None),
+        (START + 90, None, None),
+    ],
+)
+@pytest.mark.parametrize("source", [Source.LEARNED, Source.TRAP])
+def test_of_entries_of_one_source_the_one_that_ends_later_stays(
+    stores: Stores, source: Source, there: float | None, comes: float | None, expires: float | None
+) -> None:
+    async def play() -> None:
+        store = stores.make(RULES)
+        entry = replace(ALLOW, source=source)
+        assert await store.load([replace(entry, expires=there)]) == 1
+        assert await store.load([replace(entry, expires=comes)]) == (expires == comes)
+        assert await everything(store.entries()) == [replace(entry, expires=expires)]
+        # Another source's is another matter.
+        other = replace(entry, source=Source.OPERATOR, expires=START + 1)
+        assert await store.load([other]) == 1
+        assert await everything(store.entries()) == [other]
 
     stores.run(play())
 

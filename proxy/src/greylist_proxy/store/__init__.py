@@ -249,13 +249,14 @@ class Store(Protocol):
         """Give decisions, newest first."""
 
     async def remove_triplets(self, triplets: Sequence[Triplet]) -> int:
-        """Remove these, and return how many there were."""
+        """Remove these, and return how many there were. The records that they may share by rule 7 go with them."""
 
     async def load(self, items: Sequence[Item]) -> int:
         """Add what another store gave, durable when it returns; return how many items changed something.
 
         Merged with what is here: of a triplet the earlier first sight and the later use count, of an earner the
-        greater count and the later times; an entry stays where an operator's own is here.
+        greater count and the later times; an entry stays where an operator's own is here, or one of the same source
+        that ends later.
         """
 
     async def counts(self) -> Counts:

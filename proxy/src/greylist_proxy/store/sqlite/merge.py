@@ -17,6 +17,7 @@ from greylist_proxy.policy import Earned, Record, Rules, Triplet
 from greylist_proxy.store import Allowance, Entry, Item, Remembered
 from greylist_proxy.store.sqlite import entries
 from greylist_proxy.store.sqlite.commit import read_earned, write_earned
+from greylist_proxy.store.sqlite.overlay import shared_triplet
 from greylist_proxy.store.sqlite.values import from_ms, to_ms
 
 _READ = """
@@ -43,12 +44,17 @@ def load(connection: sqlite3.Connection, items: Sequence[Item], now: float, rule
 
 
 def remove(connection: sqlite3.Connection, triplets: Sequence[Triplet], now: float, rules: Rules) -> int:
-    """Remove triplets, in the caller's transaction; return how many of them had not expired."""
+    """Remove triplets, in the caller's transaction; return how many of them had not expired.
+
+    So that the next sighting is a first one, what they may share with others by rule 7 goes with them.
+    """
     count = 0
     for triplet in triplets:
         found = _read(connection, triplet)
         count += _live(found, now, rules) is not None
         _delete(connection, triplet, found)
+    shared = {shared_triplet(triplet.client, triplet.recipient) for triplet in triplets}
+    connection.executemany(_REMOVE_PENDING, sorted(shared))
     return count
 
 
@@ -93,8 +99,14 @@ def _load_entry(connection: sqlite3.Connection, entry: Entry, now: float) -> boo
     before = entries.read(connection, entry.kind, entry.value)
     if entries.is_over(entry, now) or before == entry or (before is not None and entries.is_operators(before, now)):
         return False
+    if before is not None and before.source is entry.source and _lasts_longer(before, entry):
+        return False
     entries.write(connection, entry, now)
     return True
+
+
+def _lasts_longer(entry: Entry, other: Entry) -> bool:
+    return other.expires is not None and (entry.expires is None or entry.expires > other.expires)
 
 
 def _read(connection: sqlite3.Connection, triplet: Triplet) -> list[Record]:

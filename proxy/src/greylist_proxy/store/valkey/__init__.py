@@ -244,8 +244,13 @@ class ValkeyStore:
             commands = []
             for client, some in _by_client(chunk, lambda triplet: triplet.client):
                 names = [member(triplet.sender, triplet.recipient) for triplet in some]
-                keys = [self._keys.of(PENDING, client), *self._keys.known(client, names)]
-                commands.append(self._remove_triplets(keys, "", *names))
+                shared = dict.fromkeys(shared_member(triplet.recipient) for triplet in some)
+                keys = [
+                    self._keys.of(PENDING, client),
+                    self._keys.of(SHARED, client),
+                    *self._keys.known(client, names),
+                ]
+                commands.append(self._remove_triplets(keys, *names, *shared))
             removed += sum(await self._servers.run(commands))
         return removed
 

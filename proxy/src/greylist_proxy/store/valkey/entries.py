@@ -35,7 +35,7 @@ class Entries:
         return bool(await self._call(self.put_command(entry, merge=False)))
 
     def put_command(self, entry: Entry, *, merge: bool) -> Command:
-        """Make the command that puts one; `merge`: no operator's own is replaced, and the same one is no change."""
+        """Make the command that puts one; `merge`: one that is the same, ends later, or is an operator's stays."""
         # The script's JSON knows no surrogates: such an entry could be neither replaced nor removed.
         entry = clean_entry(entry)
         name = _name(entry.kind, entry.value)

@@ -41,6 +41,13 @@ local function has_expired(entry)
   return type(entry.expires) == 'number' and entry.expires <= now
 end
 
+local function ends_later(entry, expires)
+  if expires == '' then
+    return false
+  end
+  return entry.expires == cjson.null or (type(entry.expires) == 'number' and entry.expires > tonumber(expires))
+end
+
 local doings = {}
 
 -- ARGV: name, JSON, source, expires ('' for never), an epoch for a store without, merge (1, 0). Reply: 1 where it was put
@@ -51,7 +58,7 @@ function doings.put(name, value, source, expires, epoch, merge)
     if not has_expired(was) and was.source == 'operator' and (merge == '1' or source ~= 'operator') then
       return 0
     end
-    if merge == '1' and old == value then
+    if merge == '1' and (old == value or (was.source == source and ends_later(was, expires))) then
       return 0
     end
   end
