@@ -11,8 +11,10 @@ import json
 import os
 import sqlite3
 import stat
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,7 +192,7 @@ def test_a_dry_run_of_an_import_changes_nothing(run: Run, site: Site, tmp_path: 
     status, output, said = run("import", "archive", file, "--dry-run", on=other)
     assert (status, said) == (0, "nothing is loaded: this was a dry run\n")
     assert ["triplets", "2"] in [line.split() for line in output.splitlines()]
-    assert other.items() == []
+    assert list(other.config.parent.iterdir()) == [other.config]
 
 
 def test_a_file_that_is_not_there(run: Run, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_postgreys_dump_is_imported_with_postgreys_delay(run: Run, site: Site, t
     ]
 
 
-@pytest.mark.parametrize("delay", ["", "soon", "-1", "1y"])
+@pytest.mark.parametrize("delay", ["", "soon", "-1", "1y", "9" * 400, "9" * 5000])
 def test_a_delay_that_is_none(run: Run, delay: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run("import", "postgrey", "/nowhere", f"--delay={delay}")
@@ -264,6 +266,47 @@ def test_postgreys_lists_become_entries(run: Run, site: Site, tmp_path: Path) ->
     }
     status, _output, said = run("import", "postgrey-lists", tmp_path / "none")
     assert (status, said) == (1, f"greylist-proxy: {tmp_path}/none: can't be read: No such file or directory\n")
+
+
+def test_a_folder_without_lists_is_told(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "postgrey"
+    folder.mkdir()
+    (folder / "postgrey.db").touch()
+    assert run("import", "postgrey-lists", folder) == (
+        1,
+        "",
+        f"greylist-proxy: {folder}: no file in this folder has a name that begins with whitelist_clients or "
+        "whitelist_recipients\n",
+    )
+
+
+@contextmanager
+def without_rights(folder: Path) -> Iterator[None]:
+    """Let nobody look into the folder, not even root, who becomes somebody else for that time."""
+    folder.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("kind", ["postgrey", "postgrey-lists"])
+def test_a_folder_that_cannot_be_read_is_told(run: Run, kind: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # where another user can reach what is in it, unlike pytest's
+        site, folder = Site(Path(name) / "site"), Path(name) / "postgrey"
+        for path in (Path(name), site.config.parent):
+            path.chmod(0o755)
+        folder.mkdir()
+        (folder / "whitelist_clients").touch()
+        with without_rights(folder):
+            status, _output, said = run("import", kind, folder, "--dry-run", on=site)
+    assert status == 1
+    assert said.startswith(f"greylist-proxy: {folder}: can't be read: Permission denied\n")
 
 
 # -- learn --
@@ -321,7 +364,7 @@ def test_a_dry_run_of_learning_changes_nothing(run: Run, site: Site, logs: list[
     status, output, said = run("learn", *logs, "--dry-run")
     assert (status, said) == (0, "nothing is changed: this was a dry run\n")
     assert ["new", "entries", "3"] in [line.split() for line in output.splitlines()]
-    assert site.items() == []
+    assert list(site.config.parent.iterdir()) == [site.config]
 
 
 def test_a_log_that_cannot_be_read_does_not_spoil_the_others(run: Run, site: Site, logs: list[Path]) -> None:

@@ -58,7 +58,7 @@ class WrongUsage(Exception):
 def on_store(action: Action, *, missing: Missing = Missing.REFUSE) -> Run:
     """Return a function that opens the store, runs the action, and returns the exit status, whatever happens.
 
-    `missing` says what becomes of a SQLite file that is not there. WrongUsage and ConfigError (a password that can't be
+    `missing` says what becomes of a SQLite file that is not there; a dry run makes none. WrongUsage and ConfigError (a password that can't be
     read) end with 2, StoreError and an output that can't be written with 1. A reader that went away (`| head`) has had
     enough: that is no failure.
     """
@@ -119,6 +119,8 @@ def reporting(work: Callable[[Config, argparse.Namespace], Coroutine[Any, Any, i
 async def _with_store(action: Action, config: Config, options: argparse.Namespace, missing: Missing) -> int:
     with contextlib.ExitStack() as stack:
         section = config.store
+        if missing is Missing.CREATE and getattr(options, "dry_run", False):
+            missing = Missing.EMPTY
         if isinstance(section.url, FileAddress) and missing is not Missing.CREATE and not _exists(section.url):
             if missing is Missing.REFUSE:
                 raise StoreError(f"{section.url}: there is no such file (`greylist-proxy serve` makes it)")

@@ -9,6 +9,7 @@ can't be carried over is counted and said.
 from __future__ import annotations
 
 import argparse
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from greylist_proxy.commands.progress import Working
 from greylist_proxy.config import Config
 from greylist_proxy.config_values import parse_duration
 from greylist_proxy.lists import ListError
-from greylist_proxy.lists.postgrey import entries
+from greylist_proxy.lists.postgrey import CLIENTS, RECIPIENTS, entries
 from greylist_proxy.store import Action as EntryAction
 from greylist_proxy.store import Entry, Item, Store, StoreError
 from greylist_proxy.transfer import Loaded, TransferError, archive, load, postgrey, source, sqlgrey
@@ -129,13 +130,8 @@ async def import_sqlgrey(config: Config, store: Store, options: argparse.Namespa
 async def import_lists(config: Config, store: Store, options: argparse.Namespace) -> int:
     """Load postgrey's lists as entries of the operator's."""
     into = Loaded()
-    folders = [path for path in options.paths if path.is_dir()]
-    files = [path for path in options.paths if not path.is_dir()]
     try:
-        rules, warnings = entries(
-            [path for path in files if "recipients" not in path.name] + _with(folders, "whitelist_clients"),
-            [path for path in files if "recipients" in path.name] + _with(folders, "whitelist_recipients"),
-        )
+        rules, warnings = entries(*_lists(options.paths))
     except ListError as error:
         for line in error.lines:
             complain(line)
@@ -147,8 +143,28 @@ async def import_lists(config: Config, store: Store, options: argparse.Namespace
     return await _counted(config, store, options, items, into)
 
 
-def _with(folders: Iterable[Path], prefix: str) -> list[Path]:
-    return [folder for folder in folders if any(folder.glob(f"{prefix}*"))]
+def _lists(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Tell lists of clients from those of recipients; a folder may have both. ListError: it has none."""
+    clients: list[Path] = []
+    recipients: list[Path] = []
+    for path in paths:
+        try:
+            names = [file.name for file in path.iterdir()] if stat.S_ISDIR(path.stat().st_mode) else None
+        except OSError as error:
+            raise ListError([f"{path}: can't be read: {error.strerror}"]) from error
+        if names is None:
+            (recipients if "recipients" in path.name else clients).append(path)
+            continue
+        found = [
+            (prefix, lists)
+            for prefix, lists in ((CLIENTS, clients), (RECIPIENTS, recipients))
+            if any(name.startswith(prefix) for name in names)
+        ]
+        if not found:
+            raise ListError([f"{path}: no file in this folder has a name that begins with {CLIENTS} or {RECIPIENTS}"])
+        for _prefix, lists in found:
+            lists.append(path)
+    return clients, recipients
 
 
 async def _counted(

@@ -35,6 +35,7 @@ from greylist_proxy.lists.entries import EntryError, Network, canonical, client,
 from greylist_proxy.lists.tables import Mailboxes, PatternError, Patterns, Tables
 from greylist_proxy.store import Kind
 
+CLIENTS, RECIPIENTS = "whitelist_clients", "whitelist_recipients"  # how the names of a folder's files begin
 MAX_FILE_SIZE = 64 << 20  # bytes: two million long lines
 MAX_LINE = 1024  # characters; no rule is longer
 MAX_WARNINGS = 100  # a file of something else would make one of each line
@@ -65,8 +66,8 @@ def load(clients: Iterable[Path], recipients: Iterable[Path], traps: Iterable[Pa
     """Read all files. ListError: some can't be read. Takes seconds where there are a million lines."""
     reader = _Reader()
     tables, trap_table = reader.loaded.tables, reader.loaded.traps
-    reader.read(clients, "whitelist_clients", lambda line, rule: _client(tables, line, rule))
-    reader.read(recipients, "whitelist_recipients", lambda line, rule: _recipient(tables, line, rule))
+    reader.read(clients, CLIENTS, lambda line, rule: _client(tables, line, rule))
+    reader.read(recipients, RECIPIENTS, lambda line, rule: _recipient(tables, line, rule))
     reader.read(traps, "", lambda line, rule: trap_table.add(mailbox(Kind.TRAP, line), rule))
     return reader.finish()
 
@@ -87,8 +88,8 @@ def entries(clients: Iterable[Path], recipients: Iterable[Path]) -> tuple[list[t
         value = str(_network_or_name(line)) if kind is Kind.CLIENT else line
         found.append((kind, canonical(kind, value), rule))
 
-    reader.read(clients, "whitelist_clients", lambda line, rule: take(Kind.CLIENT, line, rule))
-    reader.read(recipients, "whitelist_recipients", lambda line, rule: take(Kind.RECIPIENT, line, rule))
+    reader.read(clients, CLIENTS, lambda line, rule: take(Kind.CLIENT, line, rule))
+    reader.read(recipients, RECIPIENTS, lambda line, rule: take(Kind.RECIPIENT, line, rule))
     return found, reader.finish().warnings
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import tempfile
@@ -70,10 +71,14 @@ class Settings:
 
 def files(path: Path) -> list[Path]:
     """Return the files to read: the ones given, or the databases of a folder. TransferError: none, or postgrey runs."""
-    if not path.is_dir():
-        return [path]
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return [path]
+        names = {file.name for file in path.iterdir()}
+    except OSError as error:
+        raise TransferError(f"{path}: can't be read: {error.strerror}") from error
     _check_stopped(path / LOCK)
-    found = [path / name for name in FILES if (path / name).exists()]
+    found = [path / name for name in FILES if name in names]
     if not found:
         raise TransferError(f"{path}: neither {FILES[0]} nor {FILES[1]} is in this folder")
     return found
