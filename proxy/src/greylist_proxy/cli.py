@@ -67,7 +67,7 @@ def _open_streams() -> None:
     """Open what the caller has closed (`>&-`), so that nobody has to ask, and no other file gets its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
 
 
 def _parser() -> argparse.ArgumentParser:

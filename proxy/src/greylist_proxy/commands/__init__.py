@@ -58,9 +58,9 @@ class WrongUsage(Exception):
 def on_store(action: Action, *, missing: Missing = Missing.REFUSE) -> Run:
     """Return a function that opens the store, runs the action, and returns the exit status, whatever happens.
 
-    `missing` says what becomes of a SQLite file that is not there; a dry run makes none. WrongUsage and ConfigError (a password that can't be
-    read) end with 2, StoreError and an output that can't be written with 1. A reader that went away (`| head`) has had
-    enough: that is no failure.
+    `missing` says what becomes of a SQLite file that is not there; a dry run makes none. WrongUsage and ConfigError (a
+    password that can't be read) end with 2, StoreError and an output that can't be written with 1. A reader that went
+    away (`| head`) has had enough: that is no failure.
     """
 
     return reporting(lambda config, options: _with_store(action, config, options, missing))

@@ -34,4 +34,5 @@ def make_store(section: StoreSection, rules: Rules, log: Log) -> Store:
         return ValkeyStore(section.url, rules, limits, log, access, section.prefix)
     except OSError as error:
         mend = "it must hold certificates, and be readable for the user that the proxy runs as"
-        raise ConfigError([f"store.ca_file = {section.ca_file}: can't be used: {error.strerror or error}; {mend}"]) from error
+        why = error.strerror or str(error)
+        raise ConfigError([f"store.ca_file = {section.ca_file}: can't be used: {why}; {mend}"]) from error

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from greylist_proxy.store import Entry
 
+
 def is_clean(*texts: str) -> bool:
     """Tell whether `clean` is sure to leave all of them as they are."""
     text = "".join(texts)

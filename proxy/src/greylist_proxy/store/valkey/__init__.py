@@ -157,7 +157,7 @@ class ValkeyStore:
     async def _earned_elsewhere(
         self, identities: Sequence[Identity], earners: Mapping[Identity, bytes], deadline: float
     ) -> dict[Identity, tuple[bytes | None, bool]]:
-        """Return what each has earned, and if it exempts; nothing where a script can look that up beside any triplet."""
+        """Return what each has earned, and if it exempts; nothing where a script can look that up beside triplets."""
         pending = [self._keys.of(PENDING, identity.key) for identity in identities]
         if all(self._servers.together(key, *earners.values()) for key in pending):
             return {}
