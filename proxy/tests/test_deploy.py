@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from greylist_proxy.deploy import host
 from greylist_proxy.deploy.deployer import Deployer
 from greylist_proxy.deploy.host import Failure, Places
 from greylist_proxy.deploy.plan import (
+    MAIL_SOCKET,
     NEXT,
     SERVICE,
     Deployment,
@@ -205,21 +207,42 @@ class Systemd:
     """Answers as systemctl does where these units are active, and keeps what it is asked to change."""
 
     def __init__(self, *active: str) -> None:
-        self.active = active
+        self.active = set(active)
         self.changes: list[str] = []
+        self.asked: Counter[str] = Counter()
+        self.refused: dict[str, set[int]] = {}  # commands, and which times
+        self.has_clients = False  # that connect as soon as somebody listens
 
     def __call__(self, *command: str, **_environment: str) -> subprocess.CompletedProcess[str]:
         program, *arguments = command
-        said = ""
+        said, asked = "", " ".join(arguments)
+        self.asked[asked] += 1
         if program == "journalctl":
             said = '{"event": "reload", "state": "done"}\n'
+        elif self.asked[asked] in self.refused.get(asked, ()):
+            return subprocess.CompletedProcess(command, 1, said, "refused")
         elif arguments[:2] == ["show", "--property=ExecMainStartTimestampMonotonic"]:
             said = str(time.monotonic_ns() // 1000 + 1_000_000)  # after every file here was written
         elif arguments[0] == "show":
             said = "active" if arguments[-1] in self.active else "inactive"
         elif arguments != ["daemon-reload"]:
-            self.changes.append(" ".join(arguments))
+            self.changes.append(asked)
+            if not self._change(*arguments):
+                return subprocess.CompletedProcess(command, 1, said, "the service is active")
         return subprocess.CompletedProcess(command, 0, said, "")
+
+    def _change(self, verb: str, *units: str) -> bool:
+        if verb in ("start", "restart"):
+            # What is started by one command starts beside each other; here the port for mail is the first.
+            for unit in sorted(units, key=lambda unit: unit != MAIL_SOCKET):
+                if unit.endswith(".socket") and unit not in self.active and SERVICE in self.active:
+                    return False
+                self.active.add(unit)
+                if unit == MAIL_SOCKET and self.has_clients:
+                    self.active.add(SERVICE)
+        elif verb == "stop" or (verb == "disable" and "--now" in units):
+            self.active -= set(units)
+        return True
 
 
 @pytest.fixture
@@ -267,6 +290,45 @@ def test_a_dry_run_asks_for_nothing_and_foresees_what_would_be_done(
     assert fake.changes == []
     places.current.unlink()
     assert deployer.foresee(WITH_TLS, has_new_credentials=False) is Step.START
+
+
+MX = replace(WITH_TLS, config=CONFIG.replace("edge", "mx"))
+MOVED = replace(WITH_TLS, units={**WITH_TLS.units, MAIL_SOCKET: "[Socket]\nListenStream=26\n"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "time_of_reload"),
+    [
+        pytest.param(replace(WITH_TLS, config=CONFIG.replace("5m", "9m")), 1, id="a reload"),
+        pytest.param(MX, 2, id="a hand-over"),
+        pytest.param(MOVED, 2, id="another port"),
+    ],
+)
+def test_what_systemd_does_not_read_is_put_back(
+    places: Places, systemd: Callable[..., Systemd], wanted: Deployment, time_of_reload: int
+) -> None:
+    fake = systemd(SERVICE, MAIL_SOCKET)
+    host.save(wanted, places.wanted)
+    fake.refused = {"daemon-reload": {time_of_reload}}
+    with pytest.raises(Failure, match="daemon-reload: refused"):
+        Deployer(places, check=False).apply()
+    assert host.read_live(places) == WITH_TLS
+    assert not places.pending.exists()
+    assert {SERVICE, MAIL_SOCKET} <= fake.active
+    assert Deployer(places, check=False).apply() is not Step.NOTHING
+    assert host.read_live(places) == wanted
+
+
+def test_what_could_not_be_put_back_is_begun_anew(places: Places, systemd: Callable[..., Systemd]) -> None:
+    fake = systemd(SERVICE, MAIL_SOCKET)
+    host.save(MX, places.wanted)
+    fake.refused = {"daemon-reload": {2, 3, 4}}
+    with pytest.raises(Failure, match=r"could not be put back.*begins the change anew"):
+        Deployer(places, check=False).apply()
+    assert places.pending.exists()
+    assert Deployer(places, check=False).apply() is Step.HAND_OVER
+    assert not places.pending.exists()
+    assert host.read_live(places) == MX
 
 
 def test_the_mode_of_one_that_runs(places: Places, systemd: Callable[..., Systemd]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from greylist_proxy.deploy import host
-from greylist_proxy.deploy.host import Failure, Places, systemctl
+from greylist_proxy.deploy.host import Failure, HalfDone, Places, systemctl
 from greylist_proxy.deploy.plan import (
     NEXT,
     SERVICE,
@@ -174,11 +174,12 @@ class Deployer:
     def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
         """Reload, and return what the program would have a restart for. What an earlier run left undone stays so."""
         with contextlib.nullcontext() if self._places.pending.exists() else self._pending():
-            host.install(wanted, self._places)
             try:
+                host.install(wanted, self._places)
                 waiting = host.reload()
             except Failure as error:
-                host.install(live, self._places)
+                with _half_done_by(error):
+                    host.install(live, self._places)
                 raise Failure(f"{error}. The old configuration stays.") from error
             self._start_others(live, wanted)
             return waiting
@@ -204,13 +205,14 @@ class Deployer:
             with self._pending():
                 if live.release != wanted.release:
                     host.save(live, host.applied(live.release))
-                host.install(wanted, places)
                 try:
+                    host.install(wanted, places)
                     self._restart(live, wanted, replace_sockets=replace_sockets)
                     host.await_ready(wanted)
                 except Failure as error:
                     words = host.last_words(SERVICE)
-                    self._put_back(live, wanted, replace_sockets=replace_sockets)
+                    with _half_done_by(error):
+                        self._put_back(live, wanted, replace_sockets=replace_sockets)
                     raise Failure(
                         f"greylist-proxy does not start as a service of its own: {error}. The old release and "
                         f"configuration are back. It says:\n{words}"
@@ -222,7 +224,8 @@ class Deployer:
                 with contextlib.suppress(Failure):
                     systemctl("stop", NEXT)
                 (places.run / NEXT).unlink(missing_ok=True)
-                systemctl("daemon-reload")
+                with contextlib.suppress(Failure):  # whoever reloads next has systemd forget it as well
+                    systemctl("daemon-reload")
 
     def _prove(self, wanted: Deployment) -> None:
         """Start `next`. Failure: it is not ready in time, and was removed."""
@@ -281,7 +284,20 @@ class Deployer:
         host.write(self._places.pending, "A change is under way. The next run begins it anew.\n")
         try:
             yield
+        except HalfDone:
+            raise
         except Failure:
             self._places.pending.unlink()
             raise
         self._places.pending.unlink()
+
+
+@contextlib.contextmanager
+def _half_done_by(error: Failure) -> Iterator[None]:
+    """Put back what a failure has left. HalfDone: that fails, too; it tells of both."""
+    try:
+        yield
+    except Failure as another:
+        raise HalfDone(
+            f"{error}. What ran before could not be put back: {another}. The next run begins the change anew."
+        ) from error

@@ -28,6 +28,10 @@ class Failure(Exception):
     """It can't be done; the text says what is wrong, and what state the host is in."""
 
 
+class HalfDone(Failure):
+    """Nor could what was done be put back: what is live is a part of both, and the next run begins anew."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Where things lie. A test has its own."""

@@ -17,11 +17,12 @@ from enum import Enum
 
 SERVICE = "greylist-proxy.service"
 NEXT = "greylist-proxy-next.service"
+MAIL_SOCKET = "greylist-proxy.socket"
 ADMIN_SOCKET = "greylist-proxy-admin.socket"
 # All units that may be part of a deployment. Others whose names begin alike are somebody else's.
 UNITS = (
     SERVICE,
-    "greylist-proxy.socket",
+    MAIL_SOCKET,
     ADMIN_SOCKET,
     "greylist-proxy-control.socket",
     "greylist-proxy-renew.path",
