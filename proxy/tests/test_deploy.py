@@ -66,6 +66,7 @@ RUNNING = State(is_running=True, are_sockets_open=True)
         pytest.param(LIVE, LIVE, State(True, False), Step.START, id="it listens by itself"),
         pytest.param(LIVE, LIVE, RUNNING, Step.NOTHING, id="all is as wanted"),
         pytest.param(LIVE, LIVE, State(True, True, True), Step.HAND_OVER, id="a credential is younger"),
+        pytest.param(LIVE, LIVE, State(True, True, True, True), Step.REPLACE, id="a run broke off that replaced sockets"),
         pytest.param(LIVE, replace(LIVE, release="/opt/two"), RUNNING, Step.HAND_OVER, id="another release"),
         pytest.param(
             LIVE, replace(LIVE, units={**UNITS, SERVICE: "[Service]\n"}), RUNNING, Step.HAND_OVER, id="other limits"
@@ -329,6 +330,29 @@ def test_what_could_not_be_put_back_is_begun_anew(places: Places, systemd: Calla
     assert Deployer(places, check=False).apply() is Step.HAND_OVER
     assert not places.pending.exists()
     assert host.read_live(places) == MX
+
+
+def test_sockets_are_replaced_also_where_a_run_broke_off(
+    places: Places, systemd: Callable[..., Systemd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their units say by then what is wanted, and the old ones are open."""
+    fake = systemd(SERVICE, MAIL_SOCKET)
+    host.save(MOVED, places.wanted)
+
+    def full(_path: Path, _target: str) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "link", full)
+        with pytest.raises(OSError, match="no space left"):
+            Deployer(places, check=False).apply()
+    assert host.read_live(places) == MOVED
+    fake.changes.clear()
+    assert Deployer(places, check=True).foresee(MOVED, has_new_credentials=False) is Step.REPLACE
+    assert Deployer(places, check=False).apply() is Step.REPLACE
+    assert f"stop {SERVICE} {MAIL_SOCKET}" in fake.changes
+    assert f"start {MAIL_SOCKET}" in fake.changes
+    assert Deployer(places, check=False).apply() is Step.NOTHING
 
 
 def test_the_mode_of_one_that_runs(places: Places, systemd: Callable[..., Systemd]) -> None:

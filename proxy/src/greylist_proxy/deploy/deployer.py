@@ -146,7 +146,7 @@ class Deployer:
         return chosen
 
     def _start(self, live: Deployment | None, wanted: Deployment) -> None:
-        with self._pending():
+        with self._pending(replace_sockets=True):
             host.install(wanted, self._places)
             sockets = sorted(wanted.sockets())
             if host.is_active(NEXT):
@@ -202,7 +202,7 @@ class Deployer:
         try:
             systemctl("daemon-reload")
             self._prove(wanted)
-            with self._pending():
+            with self._pending(replace_sockets=replace_sockets):
                 if live.release != wanted.release:
                     host.save(live, host.applied(live.release))
                 try:
@@ -279,9 +279,9 @@ class Deployer:
                     path.unlink()
 
     @contextlib.contextmanager
-    def _pending(self) -> Iterator[None]:
+    def _pending(self, *, replace_sockets: bool = False) -> Iterator[None]:
         """Leave a mark that stays where this breaks off; a failure that was dealt with is no such thing."""
-        host.write(self._places.pending, "A change is under way. The next run begins it anew.\n")
+        host.mark_pending(self._places, replace_sockets=replace_sockets)
         try:
             yield
         except HalfDone:

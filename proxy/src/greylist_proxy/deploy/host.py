@@ -22,6 +22,7 @@ JOURNAL_LINES = 20
 READY_PATIENCE = 30.0  # seconds
 ADDRESS_PATIENCE = 10.0  # seconds; a process that is told to end gives its addresses up at once
 RELOAD_PATIENCE = 120.0  # seconds; large lists take a while
+REPLACING = "It replaces sockets.\n"
 
 
 class Failure(Exception):
@@ -118,6 +119,17 @@ def save(deployment: Deployment, place: Path) -> None:
     """Write a deployment that is not live."""
     write(config_of(place), deployment.config)
     write(units_of(place), deployment.units_text())
+
+
+def mark_pending(places: Places, *, replace_sockets: bool) -> None:
+    """Leave a mark that a change is under way. A later one does not take back that it replaces sockets."""
+    more = REPLACING if replace_sockets or is_replacing(places) else ""
+    write(places.pending, "A change is under way. The next run begins it anew.\n" + more)
+
+
+def is_replacing(places: Places) -> bool:
+    """Tell whether a change is under way that replaces sockets: which are open, the units do not tell then."""
+    return places.pending.exists() and REPLACING in places.pending.read_text()
 
 
 def read_live(places: Places) -> Deployment | None:
@@ -240,7 +252,8 @@ def state(places: Places, live: Deployment | None, wanted: Deployment) -> State:
         # Both clocks now, for the one that files have may have been set since.
         stale = newest_credential(places, wanted) > time.time() - (time.monotonic() - started)
     sockets = live.sockets() if live else {}
-    return State(running, bool(sockets) and all(is_active(name) for name in sockets), stale)
+    is_listening = bool(sockets) and all(is_active(name) for name in sockets)
+    return State(running, is_listening, stale, is_replacing(places))
 
 
 def journal(unit: str, *arguments: str) -> list[str]:

@@ -89,13 +89,14 @@ class State:
     is_running: bool
     are_sockets_open: bool
     is_stale: bool = False  # a credential is younger than the process, or an earlier run broke off half-way
+    is_replacing: bool = False  # that run was about to replace sockets: those that are open may be the old ones
 
 
 def step(live: Deployment | None, wanted: Deployment, state: State) -> Step:
     """Decide. `live` is None where there is none yet."""
     if live is None or not (state.is_running and state.are_sockets_open):
         return Step.START
-    if live.sockets() != wanted.sockets():
+    if live.sockets() != wanted.sockets() or state.is_replacing:
         return Step.REPLACE
     if live.release != wanted.release or live.units.get(SERVICE) != wanted.units[SERVICE] or state.is_stale:
         return Step.HAND_OVER
