@@ -55,18 +55,21 @@ WITH_TLS = replace(
     LIVE,
     units={**UNITS, SERVICE: UNITS[SERVICE].replace("Restart=", "LoadCredential=tls_key:/etc/x/tls_key\nRestart=")},
 )
-RUNNING = State(is_running=True, are_sockets_open=True)
+RUNNING = State(is_running=True)
+OTHER_SOCKET = "greylist-proxy-control.socket"
+WITH_CONTROL = replace(WITH_TLS, units={**WITH_TLS.units, OTHER_SOCKET: "[Socket]\nListenStream=/run/control\n"})
 
 
 @pytest.mark.parametrize(
     ("live", "wanted", "state", "expected"),
     [
-        pytest.param(None, LIVE, State(False, False), Step.START, id="a bare host"),
-        pytest.param(LIVE, LIVE, State(False, True), Step.START, id="it is down"),
-        pytest.param(LIVE, LIVE, State(True, False), Step.START, id="it listens by itself"),
+        pytest.param(None, LIVE, State(False, frozenset({MAIL_SOCKET})), Step.START, id="a bare host"),
+        pytest.param(LIVE, LIVE, State(False), Step.START, id="it is down"),
+        pytest.param(LIVE, LIVE, State(True, frozenset({MAIL_SOCKET})), Step.START, id="it listens by itself"),
+        pytest.param(LIVE, LIVE, State(True, frozenset({OTHER_SOCKET})), Step.REPLACE, id="another socket is closed"),
         pytest.param(LIVE, LIVE, RUNNING, Step.NOTHING, id="all is as wanted"),
-        pytest.param(LIVE, LIVE, State(True, True, True), Step.HAND_OVER, id="a credential is younger"),
-        pytest.param(LIVE, LIVE, State(True, True, True, True), Step.REPLACE, id="a run broke off that replaced sockets"),
+        pytest.param(LIVE, LIVE, State(True, is_stale=True), Step.HAND_OVER, id="a credential is younger"),
+        pytest.param(LIVE, LIVE, State(True, is_stale=True, is_replacing=True), Step.REPLACE, id="it broke off"),
         pytest.param(LIVE, replace(LIVE, release="/opt/two"), RUNNING, Step.HAND_OVER, id="another release"),
         pytest.param(
             LIVE, replace(LIVE, units={**UNITS, SERVICE: "[Service]\n"}), RUNNING, Step.HAND_OVER, id="other limits"
@@ -212,6 +215,7 @@ class Systemd:
         self.changes: list[str] = []
         self.asked: Counter[str] = Counter()
         self.refused: dict[str, set[int]] = {}  # commands, and which times
+        self.when: dict[str, Callable[[], object]] = {}  # what happens beside a command
         self.has_clients = False  # that connect as soon as somebody listens
 
     def __call__(self, *command: str, **_environment: str) -> subprocess.CompletedProcess[str]:
@@ -228,6 +232,7 @@ class Systemd:
             said = "active" if arguments[-1] in self.active else "inactive"
         elif arguments != ["daemon-reload"]:
             self.changes.append(asked)
+            self.when.get(asked, lambda: None)()
             if not self._change(*arguments):
                 return subprocess.CompletedProcess(command, 1, said, "the service is active")
         return subprocess.CompletedProcess(command, 0, said, "")
@@ -248,14 +253,14 @@ class Systemd:
 
 @pytest.fixture
 def systemd(places: Places, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Systemd]:
-    """Deploy `WITH_TLS`, and let these units be active."""
+    """Deploy `WITH_TLS`, or another one, and let these units be active."""
 
-    def run(*active: str) -> Systemd:
-        for name, text in WITH_TLS.units.items():
+    def run(*active: str, live: Deployment = WITH_TLS) -> Systemd:
+        for name, text in live.units.items():
             host.write(places.units / name, text)
         host.write(places.config, CONFIG)
-        host.link(places.current, WITH_TLS.release)
-        host.save(WITH_TLS, places.wanted)
+        host.link(places.current, live.release)
+        host.save(live, places.wanted)
         (places.credentials / "tls_key").write_text("a key")
         fake = Systemd(*active)
         monkeypatch.setattr(host, "_run", fake)
@@ -291,6 +296,27 @@ def test_a_dry_run_asks_for_nothing_and_foresees_what_would_be_done(
     assert fake.changes == []
     places.current.unlink()
     assert deployer.foresee(WITH_TLS, has_new_credentials=False) is Step.START
+
+
+def test_a_closed_socket_is_opened_while_another_process_serves(
+    places: Places, systemd: Callable[..., Systemd]
+) -> None:
+    fake = systemd(SERVICE, MAIL_SOCKET, live=WITH_CONTROL)
+    assert Deployer(places, check=True).foresee(WITH_CONTROL, has_new_credentials=False) is Step.REPLACE
+    assert fake.changes == []
+    next_units = []
+    fake.when[f"start {NEXT}"] = lambda: next_units.append((places.run / NEXT).read_text())
+    assert Deployer(places, check=False).apply() is Step.REPLACE
+    assert fake.changes[0] == f"start {NEXT}"
+    assert f"\nSockets={MAIL_SOCKET}\n" in next_units[0]
+    assert fake.active == {SERVICE, MAIL_SOCKET, OTHER_SOCKET}
+    assert Deployer(places, check=False).apply() is Step.NOTHING
+
+
+def test_a_renewal_leaves_a_closed_socket_alone(places: Places, systemd: Callable[..., Systemd]) -> None:
+    fake = systemd(SERVICE, MAIL_SOCKET, live=WITH_CONTROL)
+    assert Deployer(places, check=False).renew() is Step.NOTHING
+    assert fake.changes == []
 
 
 MX = replace(WITH_TLS, config=CONFIG.replace("edge", "mx"))

@@ -21,7 +21,8 @@ FORETOLD = {
     Step.START: "the service would be started",
     Step.RELOAD: "the service would read its configuration again",
     Step.HAND_OVER: "another process would take over from the one that runs, and no connection be refused",
-    Step.REPLACE: "the service would be started anew, as its sockets change: for a moment connections are refused",
+    Step.REPLACE: "the service would be started anew, as its sockets change or one is closed: for a moment connections "
+    "are refused",
 }
 LOCK = Path("/run/greylist-proxy-deploy.lock")
 

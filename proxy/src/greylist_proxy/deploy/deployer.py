@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from greylist_proxy.deploy import host
 from greylist_proxy.deploy.host import Failure, HalfDone, Places, systemctl
 from greylist_proxy.deploy.plan import (
+    MAIL_SOCKET,
     NEXT,
     SERVICE,
     Deployment,
@@ -67,7 +68,7 @@ class Deployer:
             seen = host.newest_credential(self._places, live)
             done, failure = Step.NOTHING, None
             try:
-                done = self._reach(live, self._places.config)
+                done = self._reach(live, self._places.config, open_sockets=False)
             except Failure as error:
                 failure = error
             # systemd does not tell us of what changes while we are at it, such as the key that belongs to it.
@@ -130,9 +131,13 @@ class Deployer:
             raise Failure("greylist-proxy is not deployed here. Nothing was changed.")
         return live
 
-    def _reach(self, wanted: Deployment, config: Path) -> Step:
+    def _reach(self, wanted: Deployment, config: Path, *, open_sockets: bool = True) -> Step:
         live = host.read_live(self._places)
-        chosen = step(live, wanted, host.state(self._places, live, wanted))
+        state = host.state(self._places, live, wanted)
+        closed = state.closed_sockets
+        if not open_sockets:  # a closed one is no matter, as long as mail comes
+            state = replace(state, closed_sockets=closed & {MAIL_SOCKET})
+        chosen = step(live, wanted, state)
         if chosen is Step.NOTHING:
             return chosen
         if chosen is Step.RELOAD and live is not None:
@@ -142,7 +147,8 @@ class Deployer:
         if live is None or chosen is Step.START:
             self._start(live, wanted)
         else:
-            self._hand_over(live, wanted, config, replace_sockets=chosen is Step.REPLACE)
+            replace_sockets = chosen is Step.REPLACE
+            self._hand_over(live, wanted, config, live.sockets().keys() - closed, replace_sockets=replace_sockets)
         return chosen
 
     def _start(self, live: Deployment | None, wanted: Deployment) -> None:
@@ -184,7 +190,10 @@ class Deployer:
             self._start_others(live, wanted)
             return waiting
 
-    def _hand_over(self, live: Deployment, wanted: Deployment, config: Path, *, replace_sockets: bool) -> None:
+    def _hand_over(
+        self, live: Deployment, wanted: Deployment, config: Path, sockets: Iterable[str], *, replace_sockets: bool
+    ) -> None:
+        """Let `next` serve on these sockets, which are open: one that is not would be opened for it."""
         places = self._places
         # Only a run that broke off leaves one; it may be the only one that serves.
         if host.is_active(NEXT):
@@ -195,7 +204,7 @@ class Deployer:
             wanted.release,
             str(config),
             (str(places.current), str(places.config)),
-            live.sockets(),
+            sockets,
         )
         places.run.mkdir(parents=True, exist_ok=True)
         host.write(places.run / NEXT, unit)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from greylist_proxy.deploy.plan import ADMIN_SOCKET, NEXT, SERVICE, UNITS, Deployment, State
+from greylist_proxy.deploy.plan import ADMIN_SOCKET, MAIL_SOCKET, NEXT, SERVICE, UNITS, Deployment, State
 
 JOURNAL_LINES = 20
 READY_PATIENCE = 30.0  # seconds
@@ -209,7 +209,8 @@ def forget_failure(*units: str) -> None:
 def let_end(unit: str) -> None:
     """Have a service give its sockets up and end when nothing is under way any more, without waiting for it.
 
-    As a signal, not as a job to stop it: systemd would start no socket, which is ordered beside it, before that is done.
+    As a signal, not as a job to stop it: systemd would start no socket, which is ordered beside it, before that is
+    done.
     """
     _run("systemctl", "kill", "--kill-whom=main", "--signal=TERM", unit)  # it may have ended
 
@@ -251,9 +252,9 @@ def state(places: Places, live: Deployment | None, wanted: Deployment) -> State:
         started = int(systemctl("show", "--property=ExecMainStartTimestampMonotonic", "--value", SERVICE)) / 1e6
         # Both clocks now, for the one that files have may have been set since.
         stale = newest_credential(places, wanted) > time.time() - (time.monotonic() - started)
-    sockets = live.sockets() if live else {}
-    is_listening = bool(sockets) and all(is_active(name) for name in sockets)
-    return State(running, is_listening, stale, is_replacing(places))
+    sockets = {MAIL_SOCKET, *(live.sockets() if live else ())}
+    closed = frozenset(name for name in sockets if not is_active(name))
+    return State(running, closed, stale, is_replacing(places))
 
 
 def journal(unit: str, *arguments: str) -> list[str]:

@@ -39,10 +39,10 @@ class Step(Enum):
     """What leads from the live deployment to the wanted one."""
 
     NOTHING = "nothing"
-    START = "start"  # it does not run, or not on sockets of systemd's
+    START = "start"  # it does not run, or takes its mail from no socket of systemd's
     RELOAD = "reload"
     HAND_OVER = "hand-over"  # to another process, while the sockets stay open
-    REPLACE = "replace"  # the sockets change as well: nobody listens for a moment
+    REPLACE = "replace"  # sockets change as well, or are to be opened: nobody listens for a moment
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,17 @@ class State:
     """How the service is."""
 
     is_running: bool
-    are_sockets_open: bool
+    closed_sockets: frozenset[str] = frozenset()  # of the live deployment; the one for mail counts always
     is_stale: bool = False  # a credential is younger than the process, or an earlier run broke off half-way
     is_replacing: bool = False  # that run was about to replace sockets: those that are open may be the old ones
 
 
 def step(live: Deployment | None, wanted: Deployment, state: State) -> Step:
     """Decide. `live` is None where there is none yet."""
-    if live is None or not (state.is_running and state.are_sockets_open):
+    if live is None or not state.is_running or MAIL_SOCKET in state.closed_sockets:
         return Step.START
-    if live.sockets() != wanted.sockets() or state.is_replacing:
+    # No socket is opened for a service that runs, so one that is closed takes the same way.
+    if live.sockets() != wanted.sockets() or state.closed_sockets or state.is_replacing:
         return Step.REPLACE
     if live.release != wanted.release or live.units.get(SERVICE) != wanted.units[SERVICE] or state.is_stale:
         return Step.HAND_OVER
