@@ -246,7 +246,7 @@ class Systemd:
                 self.active.add(unit)
                 if unit == MAIL_SOCKET and self.has_clients:
                     self.active.add(SERVICE)
-        elif verb == "stop" or (verb == "disable" and "--now" in units):
+        elif verb in ("kill", "stop") or (verb == "disable" and "--now" in units):
             self.active -= set(units)
         return True
 
@@ -317,6 +317,41 @@ def test_a_renewal_leaves_a_closed_socket_alone(places: Places, systemd: Callabl
     fake = systemd(SERVICE, MAIL_SOCKET, live=WITH_CONTROL)
     assert Deployer(places, check=False).renew() is Step.NOTHING
     assert fake.changes == []
+
+
+def test_what_serves_beside_a_service_that_is_down_serves_until_that_starts(
+    places: Places, systemd: Callable[..., Systemd]
+) -> None:
+    """A run broke off and left it; it may have minutes to wait for its clients."""
+    fake = systemd(NEXT, MAIL_SOCKET)
+    host.write(places.pending, "half a change")
+    places.run.mkdir()
+    host.write(places.run / NEXT, "[Service]\n")
+    assert Deployer(places, check=False).apply() is Step.START
+    assert fake.changes.index(f"start {SERVICE}") < fake.changes.index(f"stop {NEXT}")
+    assert fake.active == {SERVICE, MAIL_SOCKET}
+    assert not (places.run / NEXT).exists()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_port_for_mail_is_opened_last(places: Places, systemd: Callable[..., Systemd], running: bool) -> None:
+    fake = systemd(*((SERVICE, MAIL_SOCKET, OTHER_SOCKET) if running else ()), live=WITH_CONTROL)
+    fake.has_clients = True
+    host.save(replace(WITH_CONTROL, units={**WITH_CONTROL.units, **MOVED.units}), places.wanted)
+    assert Deployer(places, check=False).apply() is (Step.REPLACE if running else Step.START)
+    assert fake.active == {SERVICE, MAIL_SOCKET, OTHER_SOCKET}
+
+
+def test_mail_does_not_wait_for_an_address_that_others_have_taken(
+    places: Places, systemd: Callable[..., Systemd], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = systemd(SERVICE, MAIL_SOCKET, live=WITH_CONTROL)
+    monkeypatch.setattr(host, "ADDRESS_PATIENCE", 0)
+    fake.refused[f"start {OTHER_SOCKET}"] = set(range(100))
+    with pytest.raises(Failure, match=f"start {OTHER_SOCKET}: refused"):
+        Deployer(places, check=False).apply()
+    assert fake.active == {SERVICE, MAIL_SOCKET}
+    assert places.pending.exists()
 
 
 MX = replace(WITH_TLS, config=CONFIG.replace("edge", "mx"))

@@ -155,13 +155,9 @@ class Deployer:
         with self._pending(replace_sockets=True):
             host.install(wanted, self._places)
             sockets = sorted(wanted.sockets())
-            if host.is_active(NEXT):
-                systemctl("stop", NEXT)  # it would keep the addresses from the sockets
             try:
-                systemctl("stop", SERVICE, *sockets)
-                host.forget_failure(SERVICE, *sockets)
-                systemctl("enable", "--quiet", SERVICE, *sockets)
-                systemctl("start", *sockets, SERVICE)
+                systemctl("enable", "--quiet", SERVICE)
+                self._restart(wanted, replace_sockets=True)
                 host.await_ready(wanted)
             except Failure as error:
                 words = host.last_words(SERVICE)
@@ -176,6 +172,7 @@ class Deployer:
                         self._start_others(wanted, live)
                 raise Failure(f"greylist-proxy does not start: {error}. It says:\n{words}") from error
             self._start_others(live, wanted)
+        self._end_next()
 
     def _reload(self, live: Deployment, wanted: Deployment) -> list[str]:
         """Reload, and return what the program would have a restart for. What an earlier run left undone stays so."""
@@ -216,7 +213,7 @@ class Deployer:
                     host.save(live, host.applied(live.release))
                 try:
                     host.install(wanted, places)
-                    self._restart(live, wanted, replace_sockets=replace_sockets)
+                    self._restart(wanted, replace_sockets=replace_sockets)
                     host.await_ready(wanted)
                 except Failure as error:
                     words = host.last_words(SERVICE)
@@ -230,11 +227,15 @@ class Deployer:
         finally:
             # Where not even the old one starts again, this is all that serves: the next run sees to it.
             if host.is_active(SERVICE):
-                with contextlib.suppress(Failure):
-                    systemctl("stop", NEXT)
-                (places.run / NEXT).unlink(missing_ok=True)
-                with contextlib.suppress(Failure):  # whoever reloads next has systemd forget it as well
-                    systemctl("daemon-reload")
+                self._end_next()
+
+    def _end_next(self) -> None:
+        """Have `next`, if there is one, finish what it does, and remove it."""
+        with contextlib.suppress(Failure):
+            systemctl("stop", NEXT)
+        (self._places.run / NEXT).unlink(missing_ok=True)
+        with contextlib.suppress(Failure):  # whoever reloads next has systemd forget it as well
+            systemctl("daemon-reload")
 
     def _prove(self, wanted: Deployment) -> None:
         """Start `next`. Failure: it is not ready in time, and was removed."""
@@ -248,21 +249,27 @@ class Deployer:
                 f"release, its configuration and its connections were not touched. It says:\n{words}"
             ) from error
 
-    def _restart(self, before: Deployment, after: Deployment, *, replace_sockets: bool) -> None:
+    def _restart(self, after: Deployment, *, replace_sockets: bool) -> None:
         """Start the service anew on what is installed, which is `after`."""
         if not replace_sockets:
             systemctl("restart", SERVICE)
             return
+        sockets = sorted(after.sockets())
         # Those that go have been stopped with their units. `next` serves on the others until nothing is under way here.
-        systemctl("stop", SERVICE, *sorted(before.sockets().keys() & after.sockets().keys()))
+        systemctl("stop", SERVICE, *sockets)
         host.let_end(NEXT)
-        systemctl("enable", "--quiet", *sorted(after.sockets()))
-        host.start_sockets(sorted(after.sockets()))
-        systemctl("start", SERVICE)
+        host.forget_failure(SERVICE, *sockets)
+        systemctl("enable", "--quiet", *sockets)
+        try:
+            host.start_sockets([name for name in sockets if name != MAIL_SOCKET])
+        finally:  # mail does not wait for an address that others have taken
+            # It comes last: its first client starts the service, and for one that runs no socket is opened.
+            host.start_sockets([MAIL_SOCKET])
+            systemctl("start", SERVICE)
 
     def _put_back(self, live: Deployment, wanted: Deployment, *, replace_sockets: bool) -> None:
         host.install(live, self._places)
-        self._restart(wanted, live, replace_sockets=replace_sockets)
+        self._restart(live, replace_sockets=replace_sockets)
         self._start_others(wanted, live)
 
     def _start_others(self, before: Deployment | None, after: Deployment) -> None:

@@ -218,7 +218,7 @@ def let_end(unit: str) -> None:
 def start_sockets(units: list[str]) -> None:
     """Start sockets whose addresses another process may just be giving up. Failure: they are not to be had."""
     end = time.monotonic() + ADDRESS_PATIENCE
-    while True:
+    while units:
         try:
             systemctl("start", *units)
         except Failure:
