@@ -294,6 +294,12 @@ def test_a_dry_run_asks_for_nothing_and_foresees_what_would_be_done(
     ]:
         assert deployer.foresee(wanted, has_new_credentials=has_new_credentials) is foreseen
     assert fake.changes == []
+    (places.credentials / "tls_key").unlink()
+    (places.credentials / "tls_key").symlink_to(places.home / "gone")
+    assert deployer.foresee(WITH_TLS, has_new_credentials=True) is Step.HAND_OVER
+    assert deployer.foresee(more, has_new_credentials=False) is Step.HAND_OVER
+    with pytest.raises(Failure, match="there is no"):
+        deployer.foresee(WITH_TLS, has_new_credentials=False)
     places.current.unlink()
     assert deployer.foresee(WITH_TLS, has_new_credentials=False) is Step.START
 

@@ -53,8 +53,9 @@ class Deployer:
         live = host.read_live(self._places)
         if live is None:
             return Step.START
-        # Those of the live one are there. Where the wanted one has others, its unit tells.
-        state = host.state(self._places, live, live)
+        # Where the wanted one has other credentials, its unit tells, and those of the live one may be gone by now.
+        has_new_credentials = has_new_credentials or live.units[SERVICE] != wanted.units[SERVICE]
+        state = host.state(self._places, live, None if has_new_credentials else live)
         return step(live, wanted, replace(state, is_stale=state.is_stale or has_new_credentials))
 
     def renew(self) -> Step:

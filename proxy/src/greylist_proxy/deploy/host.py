@@ -244,11 +244,11 @@ def _active_state(unit: str) -> str:
     return systemctl("show", "--property=ActiveState", "--value", unit)
 
 
-def state(places: Places, live: Deployment | None, wanted: Deployment) -> State:
-    """Ask how the service is, and whether it has the credentials that are wanted."""
+def state(places: Places, live: Deployment | None, wanted: Deployment | None) -> State:
+    """Ask how the service is, and whether it has the credentials that are wanted; with None, who asks knows that."""
     running = is_active(SERVICE)
     stale = places.pending.exists() or is_active(NEXT)
-    if running and not stale:
+    if running and not stale and wanted is not None:
         started = int(systemctl("show", "--property=ExecMainStartTimestampMonotonic", "--value", SERVICE)) / 1e6
         # Both clocks now, for the one that files have may have been set since.
         stale = newest_credential(places, wanted) > time.time() - (time.monotonic() - started)
