@@ -3,11 +3,12 @@
 """How the roles use their variables.
 
 Whatever their types are by the argument specs, `-e name=false` and an INI inventory give texts, and the text "false" is
-true where it is not converted, or ends the run.
+true where it is not converted, or ends the run. A text that is taken for a list is one of single letters.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tools.ansible_runs import Controller, Run
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 CONDITIONS = {"when", "that", "until", "failed_when", "changed_when"}
@@ -26,9 +28,9 @@ CONVERTED = r"\s*(?:\| default\(\w+\)\s*)?\| bool\b"
 HANDED_ON = r"\{\{ NAME(?: \| default\(omit\))? \}\}"
 
 
-def booleans(role: Path) -> set[str]:
+def of_type(kind: str, role: Path) -> set[str]:
     specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
-    return {name for spec in specs.values() for name, option in spec["options"].items() if option["type"] == "bool"}
+    return {name for spec in specs.values() for name, option in spec["options"].items() if option["type"] == kind}
 
 
 def expressions(value: Any, *, condition: bool = False) -> Iterator[str]:
@@ -54,14 +56,93 @@ def all_expressions(role: Path) -> Iterator[str]:
 def test_what_is_yes_or_no_is_converted(role: Path) -> None:
     used = set()
     for expression in all_expressions(role):
-        for name in booleans(role):
+        for name in of_type("bool", role):
             if re.fullmatch(HANDED_ON.replace("NAME", name), expression):
                 used.add(name)
                 continue
             for found in re.finditer(rf"\b{name}\b(?! is (?:not )?defined)(.*)", expression, re.DOTALL):
                 used.add(name)
                 assert re.match(CONVERTED, found[1]), expression
-    assert used == booleans(role)
+    assert used == of_type("bool", role)
+
+
+LISTS = {name: role.name for role in sorted(ROLES.iterdir()) for name in sorted(of_type("list", role))}
+CREDENTIALS = {
+    "colon": ({"a:b": "secret"}, '"a:b"'),
+    "specifier": ({"good": "secret", "x%n": "secret"}, '"x%n"'),
+    "folder": ({"..": "secret", "a/b": "secret"}, '"..", "a/b"'),
+    "line-end": ({"name\n": "secret"}, '"name\\n"'),
+    "the-roles-own": ({"tls_key": "secret", "tls_certificate": "secret"}, '"tls_key", "tls_certificate"'),
+}
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Have the roles look at their variables, each host of which has one that can't be used."""
+    folder = tmp_path_factory.mktemp("variables")
+    (folder / "home").mkdir()
+    groups: dict[str, Any] = {role: {"hosts": {f"good-{role}": {}}} for role in sorted({*LISTS.values()})}
+    for name, role in LISTS.items():
+        groups[role]["hosts"][name] = {name: "one, another"}
+    proxies = groups["greylist_proxy"]["hosts"]
+    proxies |= {name: {"greylist_proxy_credentials": each} for name, (each, _said) in CREDENTIALS.items()}
+    proxies |= {"for-ever": {"greylist_proxy_ready_timeout": "0"}}
+    proxies["good-greylist_proxy"] = {
+        "greylist_proxy_credentials": {"bridge.token-2_x": "secret"},
+        "greylist_proxy_domains": ["example.org"],
+        "greylist_proxy_ready_timeout": "1",
+    }
+    inventory = folder / "inventory.json"
+    inventory.write_text(json.dumps(groups | {"all": {"vars": {"greylist_proxy_hostname": "mx.example.org"}}}))
+    plays = [
+        {
+            "hosts": role,
+            "gather_facts": False,
+            "vars": {"ansible_connection": "local"},
+            "tasks": [
+                {"ansible.builtin.include_role": {"name": f"mailops.tarpit.{role}", "tasks_from": "variables"}},
+                {"ansible.builtin.debug": {"msg": "went on"}},
+            ],
+        }
+        for role in groups
+    ]
+    playbook = folder / "plays.json"
+    playbook.write_text(json.dumps(plays))
+    # Of a play in which all hosts have failed, no other follows: one of each is good.
+    return Controller(folder / "home").playbook(str(playbook), inventory, "no password is printed", "--forks=2")
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_text_is_no_list(looked: Run, name: str) -> None:
+    said = looked.last(name)["msg"]
+    assert said.startswith(f'{name}: {name} must be a list, and is a text: write -e \'{{"{name}": [')
+    assert said.endswith("Nothing was changed.")
+
+
+@pytest.mark.parametrize("host", CREDENTIALS)
+def test_a_name_that_no_credential_can_have(looked: Run, host: str) -> None:
+    said = looked.last(host)["msg"]
+    assert f"greylist_proxy_credentials must not have {CREDENTIALS[host][1]}:" in said
+    assert "secret" not in looked.printed
+
+
+def test_nobody_waits_for_ever(looked: Run) -> None:
+    assert "greylist_proxy_ready_timeout must be at least 1" in looked.last("for-ever")["msg"]
+
+
+@pytest.mark.parametrize("role", sorted({*LISTS.values()}))
+def test_variables_that_can_be_used(looked: Run, role: str) -> None:
+    assert looked.last(f"good-{role}")["msg"] == "went on", looked.printed
+
+
+@pytest.mark.parametrize(
+    "entry", ["exchange_tarpit/tasks/main", "greylist_proxy/tasks/present", "greylist_proxy/tasks/preflight"]
+)
+def test_nothing_comes_before_the_look_at_the_variables(entry: str) -> None:
+    first = yaml.safe_load((ROLES / f"{entry}.yml").read_text())[0]
+    while "block" in first:
+        first = first["block"][0]
+    assert first["ansible.builtin.include_tasks"] == "variables.yml"
 
 
 def test_what_is_installed_is_for_all_to_read_whatever_the_umask(tmp_path: Path) -> None:
