@@ -19,7 +19,7 @@ from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import TROUBLE, UNREACHABLE
 from greylist_proxy.smtp.breaker import FIRST_REST, LONGEST_REST, THRESHOLD, Breaker
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
-from greylist_proxy.smtp.host import MAX_TRANSACTIONS, BackendSettings
+from greylist_proxy.smtp.host import MAX_OCTETS, MAX_TRANSACTIONS, BackendSettings
 
 from .peers import CLOSE, DEADLINE, ScriptedPeer, until
 from .relays import PATIENT, SHORT, Played, Rig, closed_port, parameter
@@ -72,6 +72,20 @@ def test_it_is_left_after_its_last_transaction(scripted: Scripted) -> None:
     rig = messages(peer, MAX_TRANSACTIONS + 1)
     assert [verbs(lines).count("DATA") for lines in peer.conversations] == [MAX_TRANSACTIONS, 1]
     assert [line["outcome"] for line in rig.lines()] == ["accepted"] * (MAX_TRANSACTIONS + 1)
+
+
+def test_it_is_left_after_so_many_octets(scripted: Scripted) -> None:
+    """Taken or not: servers that count them count those of a session."""
+    replies = iter((b"450 later\r\n", b"250 taken\r\n", b"250 taken\r\n"))
+    peer = scripted({".": lambda: next(replies)})
+
+    async def scene() -> None:
+        rig = Rig(peer.port, timeouts=PATIENT)
+        await play_all(rig, 3, body=b"x" * (MAX_OCTETS // 2) + b"\r\n")
+        await rig.settle()
+
+    run(scene())
+    assert [verbs(lines).count("DATA") for lines in peer.conversations] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +229,28 @@ def test_it_is_not_replaced_twice_nor_after_it_took_a_recipient(
     assert (played.stage, played.text[:10]) == ("rcpt", "451 4.4.2 ")
     assert [line["outcome"] for line in lines] == ["accepted", "failed"]
     assert len(peer.conversations) == connections
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    "refusal", [b"452 4.4.5 too many messages\r\n", b"552 4.3.1 session too big\r\n", b"550 no\r\n"]
+)
+@pytest.mark.parametrize(("times", "outcome"), [(1, "accepted"), (2, "refused")])
+def test_a_refusal_of_the_sender_counts_on_a_fresh_connection(
+    scripted: Scripted, refusal: bytes, times: int, outcome: str, pipelining: bool
+) -> None:
+    """On one that was used before it may be about other people's mail."""
+    replies = iter([b"250 ok\r\n"] + [refusal] * times)
+    peer = scripted(
+        {
+            "MAIL": lambda: next(replies, b"250 ok\r\n"),
+            "EHLO": b"250-peer\r\n250 PIPELINING\r\n" if pipelining else b"250 peer\r\n",
+        }
+    )
+    rig = messages(peer, 2)
+    expected = "trouble" if outcome == "refused" and b"4.3.1" in refusal else outcome
+    assert [line["outcome"] for line in rig.lines()] == ["accepted", expected]
+    assert [verbs(lines).count("MAIL") for lines in peer.conversations] == [2, 1]
 
 
 def _leave() -> bytes:

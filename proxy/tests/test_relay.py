@@ -98,6 +98,13 @@ UNREACHABLE = "451 4.4.1 "
             for code in (421, 500, 501, 502, 503, 504, 530, 535, 538, 555)
             for step, stage in (("MAIL", "rcpt"), ("RCPT", "rcpt"), ("DATA", "data"), (".", "end"))
         ),
+        # a 5xx that says of itself that it is temporary
+        *(
+            ({step: b"552 4.3.1 session too big\r\n"}, stage, UNKNOWN_TO_US)
+            for step, stage in (("MAIL", "rcpt"), ("RCPT", "rcpt"), ("DATA", "data"), ("body", "end"), (".", "end"))
+        ),
+        ({"RCPT": b"550 4.4.7\r\n"}, "rcpt", UNKNOWN_TO_US),
+        ({".": b"552 4.5 MB is too much\r\n"}, "end", "552 4.5 MB is too much\r\n"),
         # not there, or not for long
         ({"connect": CLOSE}, "rcpt", UNREACHABLE),
         ({"connect": SILENCE}, "rcpt", UNREACHABLE),

@@ -26,6 +26,7 @@ from greylist_proxy.smtp.replies import (
     BACKEND_TROUBLE,
     MAX_REPLY_LINE,
     MAX_REPLY_LINES,
+    TEMPORARY_STATUS,
     Reply,
     ReplyError,
     own_reply,
@@ -94,9 +95,12 @@ class BackendError(Exception):
 def for_client(answer: Reply) -> Reply:
     """Return the backend's own reply, or TROUBLE where it is none that a client could use.
 
-    That is what says that backend and proxy don't get along, and what is out of place: 1xx and 3xx.
+    That is what says that backend and proxy don't get along, and what is out of place: 1xx and 3xx, and a 5xx that
+    calls itself temporary. RFC 2034 section 4 has the two agree; one that does not must cost nobody his mail.
     """
     if answer.code in BACKEND_TROUBLE or not (answer.is_positive or answer.code >= 400):
+        return TROUBLE
+    if answer.code >= 500 and TEMPORARY_STATUS.match(answer.lines[0]):
         return TROUBLE
     return answer
 
@@ -115,6 +119,7 @@ class Connection(asyncio.Protocol):
         self.reused = False
         self.spoiled = False
         self.transactions = 0
+        self.octets = 0  # of all messages together
         self.idle_since: float | None = None  # the loop's time; None while in use
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None

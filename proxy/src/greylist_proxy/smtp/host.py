@@ -5,7 +5,8 @@
 It has at most `max_connections`; who finds none free waits for a while, in turn.
 
 A connection is kept only while everything about it is certain: its last reply was read to the end and nothing has
-come after it, none was a 5xx (servers count errors a session) or a 421, none was waited for in vain. It serves one
+come after it, none was a 5xx (servers count errors a session) or a 421, none was waited for in vain. And it is left
+early, as servers have limits for a session, and who comes next must not pay for what others sent. It serves one
 transaction at a time. With PROXY it belongs to one client, and is never kept; with XCLIENT it is kept where the
 server lets it speak for another client afterwards.
 """
@@ -31,6 +32,7 @@ from greylist_proxy.smtp.turns import Turns
 from greylist_proxy.tasks import Tasks
 
 MAX_TRANSACTIONS = 100  # a connection: so that a server which is drained or limits them is left in time
+MAX_OCTETS = 4 << 20  # of a connection's messages: the Windows SMTP service has a limit for a session, 10 MB by default
 PROBE_PATIENCE = 30.0  # seconds
 PROBE_AGAIN = 10.0  # seconds after a failure, so that it is soon known whether that was all
 
@@ -168,6 +170,7 @@ class Host:
             and not connection.spoiled
             and not connection.has_spoken()
             and connection.transactions < MAX_TRANSACTIONS
+            and connection.octets < MAX_OCTETS
             and len(self._idle) < self._settings.idle_connections
             and (forward == "none" or (forward == "xclient" and takes_another_client))
             and not self._is_retired

@@ -135,8 +135,8 @@ class Backends:
     ) -> Begun:
         """Take a connection, and put MAIL and the first RCPT to it; `fresh`: not one that was kept.
 
-        One that was kept may have died just now: it is replaced, once. BackendError: no host took the transaction;
-        `report` has heard of it.
+        One that was kept may have died just now, and its refusal of MAIL may be about what it served before: it is
+        replaced, once. BackendError: no host took the transaction; `report` has heard of it.
         """
         while True:
             connection = await self.acquire(introduce, report, fresh=fresh)
@@ -161,7 +161,7 @@ class Backends:
                 self.drop(connection)
                 raise
             else:
-                if not (may_be_stale and 421 in (mail.code, *(reply.code for reply in others))):
+                if not (may_be_stale and (mail.code >= 400 or 421 in (reply.code for reply in others))):
                     return Begun(connection, mail, others[0] if others else None)
                 self.drop(connection)
             fresh = True

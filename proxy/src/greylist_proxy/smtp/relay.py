@@ -4,8 +4,9 @@
 
 The rules, so that no mail is lost and none is sent back for our own troubles:
 
-1.  A reply goes back as it came. Exceptions: what is no answer (garbage, 1xx and 3xx out of place), and the
-    replies of `BACKEND_TROUBLE`, which say that backend and proxy don't get along. These are 451 4.3.5.
+1.  A reply goes back as it came. Exceptions: what is no answer (garbage, 1xx and 3xx out of place), the replies
+    of `BACKEND_TROUBLE`, which say that backend and proxy don't get along, and a 5xx whose enhanced status says that
+    it is temporary. These are 451 4.3.5.
 2.  A backend that is lost before the final dot: 451 4.4.2, and the dot is never sent. It is not replaced once it
     has accepted a recipient, so a transaction never spans two backends.
 3.  Lost between the dot and its reply: 451 too, and the log says that the outcome is unknown. The client will
@@ -163,6 +164,7 @@ class Relay:
             self._fail("end-of-data", BackendError(GONE, f"given up: {error!r}"), outcome="unknown")
             raise
         self._is_waiting = False
+        connection.octets += self._bytes
         reply = for_client(answer)
         if reply.is_positive:
             seconds = self._took("end-of-data")

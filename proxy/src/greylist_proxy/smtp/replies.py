@@ -21,6 +21,8 @@ CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # Replies by which a backend says that something is wrong between it and this proxy, not with the mail: syntax
 # and sequence (500-504), authentication or TLS wanted (530, 535, 538), parameters (555), going away (421).
 BACKEND_TROUBLE = frozenset({421, 500, 501, 502, 503, 504, 530, 535, 538, 555})
+# What RFC 3463 calls temporary, whatever code it stands behind.
+TEMPORARY_STATUS = re.compile(rb"4\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
 
 
 class ReplyError(Exception):
