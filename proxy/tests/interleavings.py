@@ -170,6 +170,7 @@ class Server:
         self.asked: deque[str] = deque()
         self.in_transaction = False
         self.in_body = False
+        self.begun = 0  # transactions
         self.is_spoiled = False  # it said something after which it must not be used again
         self._data = b""
         self.pipe = Pipe(town.loop, protocol, "192.0.2.25", self._hear)
@@ -205,6 +206,7 @@ class Server:
             assert not self.in_transaction, "a transaction within a transaction"
             assert not self.is_spoiled, "used again after it had refused something"
             self.in_transaction = True
+            self.begun += 1
         elif verb in ("RSET", "QUIT"):
             self.in_transaction = False
         self.asked.append(line if verb == "RCPT" else verb)
@@ -232,7 +234,8 @@ class Server:
             self.town.taken.add(rest)
         if verb == "." or (verb == "MAIL" and code >= 400):
             self.in_transaction = False
-        if code >= 500 or code == 421:
+        refuses_more = self.begun > 1 and code >= 400 and verb in ("MAIL", "DATA", ".")
+        if code >= 500 or code == 421 or refuses_more:
             self.is_spoiled = True
         reply = f"{code} {subject}\r\n".encode()
         if cut:

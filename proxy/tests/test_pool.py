@@ -231,6 +231,21 @@ def test_it_is_not_replaced_twice_nor_after_it_took_a_recipient(
     assert len(peer.conversations) == connections
 
 
+@pytest.mark.parametrize(("step", "code"), [("DATA", 354), (".", 250)])
+def test_one_that_takes_no_more_messages_is_left(scripted: Scripted, step: str, code: int) -> None:
+    """As servers do that take so many in a session: only who finds it out has to come again."""
+    asked: dict[threading.Thread, int] = {}  # how often, in each connection
+
+    def answer() -> bytes:
+        number = asked[threading.current_thread()] = asked.get(threading.current_thread(), 0) + 1
+        return b"452 4.4.5 too many messages\r\n" if number > 2 else b"%d ok\r\n" % code
+
+    peer = scripted({step: answer})
+    rig = messages(peer, 7)
+    assert [line["outcome"] for line in rig.lines()] == ["accepted", "accepted", "refused"] * 2 + ["accepted"]
+    assert [verbs(lines).count("DATA") for lines in peer.conversations] == [3, 3, 1]
+
+
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize(
     "refusal", [b"452 4.4.5 too many messages\r\n", b"552 4.3.1 session too big\r\n", b"550 no\r\n"]

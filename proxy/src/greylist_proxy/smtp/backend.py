@@ -108,8 +108,8 @@ def for_client(answer: Reply) -> Reply:
 class Connection(asyncio.Protocol):
     """A connection to `endpoint`, and what it has been through.
 
-    `reused` is set by the pool once it has served a transaction; `spoiled` once a reply was a 5xx or a 421, or none
-    came: such a connection is not used again.
+    `reused` is set by the pool once it has served a transaction; `spoiled` once a reply was a 5xx or a 421, none came,
+    or it refuses messages and has been used before: such a connection is not used again.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:

@@ -5,9 +5,9 @@
 It has at most `max_connections`; who finds none free waits for a while, in turn.
 
 A connection is kept only while everything about it is certain: its last reply was read to the end and nothing has
-come after it, none was a 5xx (servers count errors a session) or a 421, none was waited for in vain. And it is left
-early, as servers have limits for a session, and who comes next must not pay for what others sent. It serves one
-transaction at a time. With PROXY it belongs to one client, and is never kept; with XCLIENT it is kept where the
+come after it, none was a 5xx (servers count errors a session) or a 421, none was waited for in vain. Servers have
+limits for a session, and who comes next must not pay for what others sent: so it is left early, and also where a
+message is refused on it that was not its first. It serves one transaction at a time. With PROXY it belongs to one client, and is never kept; with XCLIENT it is kept where the
 server lets it speak for another client afterwards.
 """
 

@@ -175,7 +175,9 @@ class Relay:
             )
         self._connection = None
         self._failure = GONE
-        self._backends.release(connection, reusable=reply is answer)
+        # Refused, it may be because of what came before on this connection: the next message is not to suffer, too.
+        used_up = connection.reused and not reply.is_positive
+        self._backends.release(connection, reusable=reply is answer and not used_up)
         return reply
 
     def close(self) -> None:
@@ -242,6 +244,8 @@ class Relay:
             self._report(stage, "refused", code=answer.code, error=str(answer))
         elif stage == "rcpt":
             self._may_begin_anew = False
+        if stage == "data" and self._connection is not None and self._connection.reused:
+            self._connection.spoiled = True  # as in `finish`
         if answer.code == 421:
             self._failure = reply
         return reply
