@@ -19,7 +19,7 @@ from greylist_proxy.smtp.address import Path
 from greylist_proxy.smtp.backend import TROUBLE, UNREACHABLE
 from greylist_proxy.smtp.breaker import FIRST_REST, LONGEST_REST, THRESHOLD, Breaker
 from greylist_proxy.smtp.capabilities import Capabilities, Promises
-from greylist_proxy.smtp.host import MAX_OCTETS, MAX_TRANSACTIONS, BackendSettings
+from greylist_proxy.smtp.host import MAX_AGE, MAX_OCTETS, MAX_TRANSACTIONS, BackendSettings
 
 from .peers import CLOSE, DEADLINE, ScriptedPeer, until
 from .relays import PATIENT, SHORT, Played, Rig, closed_port, parameter
@@ -86,6 +86,37 @@ def test_it_is_left_after_so_many_octets(scripted: Scripted) -> None:
 
     run(scene())
     assert [verbs(lines).count("DATA") for lines in peer.conversations] == [2, 1]
+
+
+def test_it_is_left_when_it_is_old(scripted: Scripted) -> None:
+    """However busy it is: servers count from its opening, and end it in the middle of a message."""
+    peer = scripted()
+
+    async def scene() -> None:
+        rig = Rig(peer.port, timeouts=PATIENT)
+        (host,) = rig.backends._hosts
+        await play_all(rig, 1)
+        host._idle[0].opened -= MAX_AGE / 2
+        await play_all(rig, 1)
+        host._idle[0].opened -= MAX_AGE / 2
+        await play_all(rig, 1)
+        relay = rig.relay()
+        assert (await relay.rcpt("u@here.test", ())).is_positive
+        assert relay._connection is not None
+        relay._connection.opened -= MAX_AGE
+        assert (await relay.data()).code == 354
+        assert (await relay.finish()).is_positive
+        await until(lambda: not rig.tasks)
+        assert not host._idle
+        await play_all(rig, 1)
+        await rig.settle()
+
+    run(scene())
+    assert [verbs(lines) for lines in peer.conversations] == [
+        "EHLO MAIL RCPT DATA MAIL RCPT DATA QUIT",
+        "EHLO MAIL RCPT DATA MAIL RCPT DATA QUIT",
+        "EHLO MAIL RCPT DATA QUIT",
+    ]
 
 
 @pytest.mark.parametrize(

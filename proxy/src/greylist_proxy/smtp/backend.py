@@ -122,6 +122,7 @@ class Connection(asyncio.Protocol):
         self.octets = 0  # of all messages together
         self.idle_since: float | None = None  # the loop's time; None while in use
         self._loop = asyncio.get_running_loop()
+        self.opened = self._loop.time()
         self._transport: asyncio.Transport | None = None
         self._input = bytearray()
         self._output: list[bytes] = []  # what goes out at the end of this round of the loop

@@ -7,8 +7,8 @@ It has at most `max_connections`; who finds none free waits for a while, in turn
 A connection is kept only while everything about it is certain: its last reply was read to the end and nothing has
 come after it, none was a 5xx (servers count errors a session) or a 421, none was waited for in vain. Servers have
 limits for a session, and who comes next must not pay for what others sent: so it is left early, and also where a
-message is refused on it that was not its first. It serves one transaction at a time. With PROXY it belongs to one client, and is never kept; with XCLIENT it is kept where the
-server lets it speak for another client afterwards.
+message is refused on it that was not its first. It serves one transaction at a time. With PROXY it belongs to one
+client, and is never kept; with XCLIENT it is kept where the server lets it speak for another client afterwards.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from greylist_proxy.tasks import Tasks
 
 MAX_TRANSACTIONS = 100  # a connection: so that a server which is drained or limits them is left in time
 MAX_OCTETS = 4 << 20  # of a connection's messages: the Windows SMTP service has a limit for a session, 10 MB by default
+# Seconds from its opening on, until it begins no further transaction: Exchange counts from there (`ConnectionTimeout`,
+# 10 minutes by default, 5 on an Edge server), and then ends it in the middle of a message.
+MAX_AGE = 240.0
 PROBE_PATIENCE = 30.0  # seconds
 PROBE_AGAIN = 10.0  # seconds after a failure, so that it is soon known whether that was all
 
@@ -171,6 +174,7 @@ class Host:
             and not connection.has_spoken()
             and connection.transactions < MAX_TRANSACTIONS
             and connection.octets < MAX_OCTETS
+            and self._is_young(connection)
             and len(self._idle) < self._settings.idle_connections
             and (forward == "none" or (forward == "xclient" and takes_another_client))
             and not self._is_retired
@@ -243,18 +247,24 @@ class Host:
     def _pop(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.is_lost:
+            if self._is_young(connection) and not connection.is_lost:
                 connection.idle_since = None
                 return connection
+            self._part_with(connection)
         return None
+
+    def _is_young(self, connection: Connection) -> bool:
+        return self._now() - connection.opened < MAX_AGE
 
     def _dismiss(self, count: int) -> None:
         """Part with that many idle connections, the oldest first."""
         for _n in range(min(count, len(self._idle))):
-            connection = self._idle.popleft()
-            connection.idle_since = None
-            if not connection.is_lost:
-                self._tasks.spawn(connection.quit(self._settings.timeouts.quit))
+            self._part_with(self._idle.popleft())
+
+    def _part_with(self, connection: Connection) -> None:
+        connection.idle_since = None
+        if not connection.is_lost:
+            self._tasks.spawn(connection.quit(self._settings.timeouts.quit))
 
     async def _leave(self, connection: Connection) -> None:
         try:
