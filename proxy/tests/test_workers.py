@@ -41,6 +41,86 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+# A program with three workers, who say when they begin. One of them is not ready before it has read something; all end
+# at SIGTERM.
+PROGRAM = """
+import os, signal, sys
+from greylist_proxy.log import Log
+from greylist_proxy.metrics.counts import Counts
+from greylist_proxy.watchdog import Watchdog
+from greylist_proxy.workers import Supervisor
+
+def work(parent):
+    print(parent.number, os.getpid(), flush=True)
+    if parent.number == int(sys.argv[1]):
+        os.read(0, 1)
+    parent.tell("READY=1")
+    while signal.sigwait({signal.SIGTERM, signal.SIGHUP}) != signal.SIGTERM:
+        print("reloaded", parent.number, flush=True)
+    return 0
+
+def nothing(*_ignored):
+    pass
+
+def ready():
+    print("ready", 0, flush=True)
+
+supervisor = Supervisor(
+    3, work, Log(), Watchdog(Counts(3)), on_ready=ready, on_death=nothing, on_reload=nothing, on_stop=nothing
+)
+sys.exit(supervisor.run())
+"""
+
+
+class Begun:
+    """That program, and what it has said."""
+
+    def __init__(self, waiting: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(waiting)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self.pid = self._process.pid
+        self.said: list[tuple[str, int]] = []
+
+    def hears(self, count: int) -> list[str]:
+        """Wait until it has said so much, and return the words."""
+        assert self._process.stdout is not None
+        while len(self.said) < count:
+            line = self._process.stdout.readline()
+            assert line, f"it ended, and said {self.said}"
+            word, number = line.split()
+            self.said.append((word.decode(), int(number)))
+        return [word for word, _number in self.said]
+
+    def let_go_on(self) -> None:
+        """Let who waits be ready, and another one, if it should wait too."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"..")
+
+    def ends(self) -> int:
+        """Wait for its end, and return its status."""
+        return self._process.wait(DEADLINE)
+
+    def close(self) -> None:
+        """Clean up, whatever the test left."""
+        self._process.kill()  # its workers may not notice: they are not the real ones
+        for name, number in self.said:
+            if name.isdecimal() and not is_gone(number):
+                os.kill(number, signal.SIGKILL)
+        self._process.communicate()
+
+
+def waits(pid: int) -> bool:
+    """Tell whether a signal waits for this process, or it has died of it."""
+    if is_gone(pid):
+        return True
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)[0], 16))
+
+
 def is_welcome(port: int) -> bool:
     with Wire(port) as client:
         return client.reply().startswith(b"220 ")
@@ -127,6 +207,22 @@ def test_a_worker_that_dies_again_and_again_is_waited_for_longer_and_longer(prox
         assert died[-1]["seconds"] == seconds
         proxy.wait_for("worker", times + 1, state="ready", number=1)
     assert proxy.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_waits_for_a_worker_that_starts(number: signal.Signals) -> None:
+    """Without its handlers it would die of it: at a reload, or with a status that is no good end."""
+    with closing(Begun(waiting=0)) as program:
+        program.hears(1)
+        first = program.said[0][1]
+        # Before all are ready the parent passes no SIGHUP on; it does while one starts again.
+        os.kill(program.pid if number == signal.SIGTERM else first, number)
+        wait_until(lambda: waits(first), "the signal")
+        program.let_go_on()
+        if number == signal.SIGHUP:
+            assert sorted(program.hears(5)) == ["0", "1", "2", "ready", "reloaded"]
+            os.kill(program.pid, signal.SIGTERM)
+        assert program.ends() == 0
 
 
 def test_a_worker_that_is_told_to_end_is_replaced(proxy: Proxy, sink: Sink) -> None:

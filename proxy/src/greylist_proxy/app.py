@@ -214,6 +214,8 @@ async def serve(config: Config, log: Log, reread: Callable[[], Config], place: P
     access = Access(read_token(config), [config.smtp.hostname], is_local=place.admin.are_local)
     reloader = Reloader(config, reread, services, judgement, store, log, access, place.workers)
     loop.add_signal_handler(signal.SIGHUP, lambda: tasks.spawn(reloader.reload(tell)))
+    if place.parent:
+        place.parent.hear()
     sockets = place.listen()
     # An operator's blocks and exemptions count from the first client on.
     await place.news.look(judgement.gate.load_entries)

@@ -51,6 +51,10 @@ class Parent:
         self.life = life
         self._ear = ear
 
+    def hear(self) -> None:
+        """Let the signals through that have waited since the fork. To be called once they are handled."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+
     def tell(self, state: str) -> None:
         """Say that this worker is ready, in systemd's words; other words are not for the parent."""
         if state == "READY=1":
@@ -173,7 +177,7 @@ class Supervisor:
                 os.close(end)
             for other in self._running():
                 other.stop_listening()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEARD)
+            # Signals stay blocked, until there are handlers: see `Parent.hear`.
             status = self._work(parent)
         except BaseException:  # noqa: BLE001 - nothing of the parent's may be run on the way out
             traceback.print_exc()
