@@ -225,6 +225,20 @@ def test_a_signal_waits_for_a_worker_that_starts(number: signal.Signals) -> None
         assert program.ends() == 0
 
 
+def test_a_first_worker_that_dies_before_all_are_ready_starts_the_others_once() -> None:
+    """Nobody would know of those who were started before, and they would never end."""
+    with closing(Begun(waiting=2)) as program:
+        program.hears(3)
+        first = program.said[0][1]
+        os.kill(first, signal.SIGKILL)
+        program.hears(4)
+        program.let_go_on()
+        assert sorted(program.hears(5)) == ["0", "0", "1", "2", "ready"]
+        os.kill(program.pid, signal.SIGTERM)
+        assert program.ends() == 0
+        assert all(is_gone(number) for word, number in program.said if word != "ready")
+
+
 def test_a_worker_that_is_told_to_end_is_replaced(proxy: Proxy, sink: Sink) -> None:
     os.kill(pids(proxy)[0], signal.SIGTERM)
     (died,) = proxy.wait_for("worker", state="died", number=0)

@@ -284,7 +284,8 @@ class Supervisor:
             return
         if not self._was_ready and worker.number == 0:
             for other in self._workers[1:]:
-                self._start(other)
+                if not other.started:  # else this one has died and come again before all were ready
+                    self._start(other)
         if not self._awaited:
             if not self._was_ready:
                 self._was_ready = True
