@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import smtplib
 import socket
@@ -89,6 +90,8 @@ class Begun:
         """Wait until it has said so much, and return the words."""
         assert self._process.stdout is not None
         while len(self.said) < count:
+            readable, _ignored, _ignored = select.select([self._process.stdout], [], [], DEADLINE)
+            assert readable, f"it said {self.said}, and no more"
             line = self._process.stdout.readline()
             assert line, f"it ended, and said {self.said}"
             word, number = line.split()
@@ -110,7 +113,10 @@ class Begun:
         for name, number in self.said:
             if name.isdecimal() and not is_gone(number):
                 os.kill(number, signal.SIGKILL)
-        self._process.communicate()
+        self._process.wait(DEADLINE)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def waits(pid: int) -> bool:
