@@ -435,6 +435,17 @@ def test_bad_recipients_are_no_errors() -> None:
     assert found.codes == "250 250 " + "553 " * 50 + "250"
 
 
+@pytest.mark.parametrize("bad", ["RCPT TO:<ä@here.test>", "RCPT TO:<", "RCPT TO:<u@here.test> X=Y"])
+def test_bad_recipients_do_not_count_as_idle(bad: str) -> None:
+    """They have a bound of their own, or a list of a hundred would cost the good ones their mail."""
+    limits = Limits(max_idle_commands=5, max_rcpt_commands=10)
+    found = Conversation(limits=limits).send([lines(ENVELOPE + f"|{bad}" * 9), lines("DATA|x|.")])
+    assert found.codes.split()[:3] == ["250"] * 3
+    assert found.codes.split()[-2:] == ["354", "250"]
+    found = Conversation(limits=limits).send([lines(ENVELOPE + f"|{bad}" * 10)])
+    assert found.codes.split()[-1] == "421"
+
+
 def test_refused_senders_are_counted() -> None:
     found = Conversation(limits=Limits(max_idle_commands=5), answers={events.Mail: 450})
     found.send([lines("EHLO c|" + "|".join(["MAIL FROM:<>"] * 9))])

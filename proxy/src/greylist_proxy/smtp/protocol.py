@@ -239,17 +239,17 @@ class ServerProtocol(Core):
         self._rcpts += 1
         if self._rcpts > self._limits.max_rcpt_commands:
             return self._end(answers.TOO_MANY_COMMANDS, "idle")
-        # A bad recipient is no error either: one list full of them must not cost the others their mail.
+        # A bad recipient is no error either, nor idle: one list full of them must not cost the others their mail.
         try:
             address, parameters = _split_recipient(argument)
         except AddressError as error:
-            return self._answer(error.reply)
+            return self._refuse(error.reply)
         if parameters:
             refusal = check_rcpt_parameters(parameters, self.offered, smtputf8=self._smtputf8)
             if refusal is not None:
-                return self._answer(refusal)
+                return self._refuse(refusal)
         if not self._smtputf8 and not address.isascii():
-            return self._answer(NON_ASCII)
+            return self._refuse(NON_ASCII)
         self._owed = Rcpt
         return Rcpt(address, parameters)
 
