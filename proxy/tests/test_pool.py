@@ -299,6 +299,32 @@ def test_a_refusal_of_the_sender_counts_on_a_fresh_connection(
     assert [verbs(lines).count("MAIL") for lines in peer.conversations] == [2, 1]
 
 
+@pytest.mark.parametrize("end", [CLOSE, b"421 timed out\r\n"])
+def test_one_that_ends_before_it_took_a_recipient_is_replaced(scripted: Scripted, end: Any) -> None:
+    """However many it has refused."""
+    ok = b"250 ok\r\n"
+    asked = iter((ok, b"450 4.2.0 later\r\n", end, ok, ok))
+
+    def answer() -> bytes:
+        reply = next(asked)
+        return _leave() if reply is CLOSE else reply  # type: ignore[no-any-return]
+
+    peer = scripted({"RCPT": answer})
+
+    async def scene() -> list[int]:
+        rig = Rig(peer.port, timeouts=PATIENT)
+        await play_all(rig, 1)
+        relay = rig.relay()
+        codes = [(await relay.rcpt(f"{user}@here.test", ())).code for user in "abc"]
+        codes.append((await relay.data()).code)
+        codes.append((await relay.finish()).code)
+        await rig.settle()
+        return codes
+
+    assert run(scene()) == [450, 250, 250, 354, 250]
+    assert [verbs(lines).count("MAIL") for lines in peer.conversations] == [2, 1]
+
+
 def _leave() -> bytes:
     raise EOFError
 
@@ -648,6 +674,21 @@ def test_verification_lacks_what_the_mail_needs(scripted: Scripted) -> None:
 
 
 # -- a changed configuration --
+
+
+def test_a_shorter_patience_with_idle_connections_counts_at_once(scripted: Scripted) -> None:
+    peer = scripted()
+
+    async def scene() -> None:
+        rig = Rig(peer.port, timeouts=PATIENT, idle_timeout=3600.0)
+        await play_all(rig, 1)
+        rig.backends.configure(dataclasses.replace(rig.settings, idle_timeout=0.1))
+        await play_all(rig, 1)
+        await until(lambda: peer.verbs().count("QUIT") == 2)
+        await rig.settle()
+
+    run(scene())
+    assert len(peer.conversations) == 2
 
 
 def test_other_hosts_by_a_reload(scripted: Scripted) -> None:

@@ -91,6 +91,10 @@ class Host:
         self._is_retired = False
         self.next_probe = 0.0
         self._turns.most = settings.max_connections
+        if self._sweeper is not None:
+            # It goes by the patience of before; nobody is idle now.
+            self._sweeper.cancel()
+            self._sweeper = None
 
     def retire(self) -> None:
         """Keep no connections any more: it is not one of the hosts now, or the program ends."""

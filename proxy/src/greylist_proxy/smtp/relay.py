@@ -106,11 +106,9 @@ class Relay:
         try:
             answer = await self._ask(connection, line, self._backends.settings.timeouts.command)
         except BackendError as error:
-            if self._may_begin_anew and not self._is_closed:
-                self._connection = None
-                self._backends.drop(connection)
-                return await self._begin(recipient, fresh=True)
-            return self._fail("rcpt", error)
+            return await self._begin_anew(connection, recipient) or self._fail("rcpt", error)
+        if answer.code == 421 and (reply := await self._begin_anew(connection, recipient)):
+            return reply
         return self._judge("rcpt", answer)
 
     async def data(self) -> Reply:
@@ -198,6 +196,14 @@ class Relay:
         if self._in_body and self._connection is not None:
             self._report("body", outcome, code=reply.code if reply else None, error=str(reply) if reply else None)
         self.close()
+
+    async def _begin_anew(self, connection: Connection, recipient: Recipient) -> Reply | None:
+        """Begin once more where that may help: the connection is lost, and was used before; None: it may not."""
+        if not self._may_begin_anew or self._is_closed:
+            return None
+        self._connection = None
+        self._backends.drop(connection)
+        return await self._begin(recipient, fresh=True)
 
     async def _begin(self, recipient: Recipient, *, fresh: bool) -> Reply:
         try:
