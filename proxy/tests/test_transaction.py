@@ -466,6 +466,20 @@ def test_what_the_backend_took_is_taken_whatever_fails_here(stage: Stage, monkey
     assert "a delivery could not be noted" in stage.log.getvalue()
 
 
+def test_who_is_to_come_again_alone_is_no_pass_in_the_log(stage: Stage) -> None:
+    """A callout's recipient was put to the backend and is owed a deferral: another one, who would pass, has to wait."""
+
+    async def dialogue() -> None:
+        transaction = stage.mail("")
+        assert (await reply_to(transaction, "u@here.test")).is_positive
+        assert str(await reply_to(transaction, "postmaster@here.test")).startswith("452 4.5.3 ")
+        told = [(line["recipient"], line["verdict"], line["reason"]) for line in stage.decisions()]
+        assert told == [("u@here.test", "defer", "new"), ("postmaster@here.test", "defer", "transaction")]
+        assert (await transaction.data()).is_temporary
+
+    stage.run(dialogue)
+
+
 @pytest.mark.parametrize("when", ["before", "after", "commit"])
 def test_a_callouts_place_is_given_back(stage: Stage, when: str) -> None:
     async def dialogue() -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -212,7 +213,11 @@ class Transaction:
 
         `verified` is what the backend said, where it was asked first.
         """
-        self._services.gate.record(self._origin, recipient.address, decision, ident, is_early=self._visitor.early)
+        noted = decision
+        if self._owed and decision.verdict is Verdict.ALLOW:
+            # ONE_AT_A_TIME: the log is to have what it is told.
+            noted = replace(decision, verdict=Verdict.DEFER, reason=Reason.TRANSACTION)
+        self._services.gate.record(self._origin, recipient.address, noted, ident, is_early=self._visitor.early)
         self._take_note(decision)
         reply = verified or self._own_answer(decision, ident)
         if reply is not None:
