@@ -51,20 +51,23 @@ from greylist_proxy.metrics.counts import Counts
 from greylist_proxy.watchdog import Watchdog
 from greylist_proxy.workers import Supervisor
 
+def say(word, number):
+    os.write(1, f"{word} {number}\\n".encode())  # in one piece, as others speak too
+
 def work(parent):
-    print(parent.number, os.getpid(), flush=True)
+    say(parent.number, os.getpid())
     if parent.number == int(sys.argv[1]):
         os.read(0, 1)
     parent.tell("READY=1")
     while signal.sigwait({signal.SIGTERM, signal.SIGHUP}) != signal.SIGTERM:
-        print("reloaded", parent.number, flush=True)
+        say("reloaded", parent.number)
     return 0
 
 def nothing(*_ignored):
     pass
 
 def ready():
-    print("ready", 0, flush=True)
+    say("ready", 0)
 
 supervisor = Supervisor(
     3, work, Log(), Watchdog(Counts(3)), on_ready=ready, on_death=nothing, on_reload=nothing, on_stop=nothing
