@@ -453,6 +453,47 @@ def test_where_all_are_down_nobody_waits(scripted: Scripted, connect: Any, reply
     assert lines[-1]["error"] == "every host is down"
 
 
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize(
+    ("step", "end"), [("MAIL", CLOSE), ("MAIL", b"421 4.3.2 closing\r\n"), ("RCPT", b"421 no\r\n")]
+)
+def test_a_host_that_ends_before_it_took_a_recipient_is_passed_over(
+    scripted: Scripted, step: str, end: Any, pipelining: bool
+) -> None:
+    """It greets and answers EHLO, so for the breaker it is up."""
+    greeting = b"250-peer\r\n250 PIPELINING\r\n" if pipelining else b"250 peer\r\n"
+    first, second = scripted({step: end, "EHLO": greeting}), scripted({"EHLO": greeting})
+
+    async def scene() -> tuple[list[Played], Rig]:
+        rig = Rig(first.port, second.port, timeouts=PATIENT)
+        played = await play_all(rig, 3)
+        await rig.settle()
+        return played, rig
+
+    played, rig = run(scene())
+    assert [each.text[:4] for each in played] == ["250 "] * 3
+    assert (len(first.conversations), len(second.messages)) == (3, 3)
+    told = [(line["backend"], line["stage"], line["outcome"]) for line in rig.lines()]
+    outcome = "failed" if end is CLOSE else "trouble"
+    taken = (f"127.0.0.1:{second.port}", "end-of-data", "accepted")
+    assert told == [(f"127.0.0.1:{first.port}", "mail", outcome), taken] * 3
+
+
+@pytest.mark.parametrize("end", [CLOSE, b"421 4.3.2 closing\r\n"])
+def test_where_all_hosts_end_so_each_is_asked_once(scripted: Scripted, end: Any) -> None:
+    peers = [scripted({"MAIL": end}) for _n in range(2)]
+
+    async def scene() -> list[Played]:
+        rig = Rig(*(peer.port for peer in peers), timeouts=PATIENT)
+        played = await play_all(rig, 1)
+        await rig.settle()
+        return played
+
+    (played,) = run(scene())
+    assert played.text[:4] == "451 "
+    assert [len(peer.conversations) for peer in peers] == [1, 1]
+
+
 def test_a_client_that_the_backend_does_not_like_takes_no_host_away(scripted: Scripted) -> None:
     """What follows XCLIENT is about a client: whoever it is must not be able to open the breaker."""
     peer = scripted({"EHLO": b"250-peer\r\n250 XCLIENT ADDR\r\n", "XCLIENT": b"554 5.7.1 bad reputation\r\n"})

@@ -9,7 +9,7 @@ where all are, nobody is made to wait for nothing. A transaction begins and ends
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,6 +48,11 @@ class Begun(NamedTuple):
     connection: Connection
     mail: Reply
     rcpt: Reply | None
+
+    @property
+    def is_ended(self) -> bool:
+        """Tell whether the host ends the session."""
+        return 421 in (self.mail.code, self.rcpt and self.rcpt.code)
 
 
 class Backends:
@@ -136,10 +141,13 @@ class Backends:
         """Take a connection, and put MAIL and the first RCPT to it; `fresh`: not one that was kept.
 
         One that was kept may have died just now, and its refusal of MAIL may be about what it served before: it is
-        replaced, once. BackendError: no host took the transaction; `report` has heard of it.
+        replaced, once. A host that ends a fresh one here is passed over for the next. BackendError: no host took the
+        transaction; `report` has heard of it.
         """
+        passed: set[Endpoint] = set()
+        only_fresh = fresh
         while True:
-            connection = await self.acquire(introduce, report, fresh=fresh)
+            connection = await self.acquire(introduce, report, fresh=only_fresh, without=passed)
             may_be_stale = connection.reused
             try:
                 lines = [
@@ -150,21 +158,36 @@ class Backends:
                 report(connection.endpoint, "mail", error)
                 self.release(connection, reusable=True)
                 raise
+            is_last = all(host.endpoint in passed | {connection.endpoint} for host in self._hosts)
             try:
-                mail, *others = await connection.commands(lines, self.settings.timeouts.command)
+                begun = await self._put(connection, lines)
             except BackendError as error:
                 self.drop(connection)
                 if not may_be_stale:
                     report(connection.endpoint, "mail", error)
-                    raise
-            except BaseException:
-                self.drop(connection)
-                raise
+                    if is_last:
+                        raise
             else:
-                if not (may_be_stale and (mail.code >= 400 or 421 in (reply.code for reply in others))):
-                    return Begun(connection, mail, others[0] if others else None)
+                if not begun.is_ended and not (may_be_stale and begun.mail.code >= 400):
+                    return begun
+                if is_last and not may_be_stale:
+                    return begun  # with its own word
                 self.drop(connection)
-            fresh = True
+                if not may_be_stale:
+                    report(connection.endpoint, "mail", BackendError(TROUBLE, "it ends the session with 421"))
+            only_fresh = fresh or may_be_stale
+            if not may_be_stale:
+                passed.add(connection.endpoint)
+
+    async def _put(self, connection: Connection, lines: Sequence[bytes]) -> Begun:
+        try:
+            mail, *others = await connection.commands(lines, self.settings.timeouts.command)
+        except BackendError:
+            raise  # it is lost: that is for the caller
+        except BaseException:
+            self.drop(connection)
+            raise
+        return Begun(connection, mail, others[0] if others else None)
 
     async def verify(
         self, sender: Path, parameters: Sequence[Parameter], recipient: str, introduce: Introduce
@@ -199,14 +222,18 @@ class Backends:
 
     # -- connections --
 
-    async def acquire(self, introduce: Introduce, report: Report, *, fresh: bool = False) -> Connection:
-        """Return a connection that takes MAIL for this client; `release` or `drop` must follow.
+    async def acquire(
+        self, introduce: Introduce, report: Report, *, fresh: bool = False, without: Collection[Endpoint] = ()
+    ) -> Connection:
+        """Return a connection that takes MAIL for this client, to none of those hosts; `release` or `drop` must follow.
 
         BackendError, with the reply for the client: no host would; `report` has heard of each that was asked.
         """
         patience = self.settings.timeouts.slot / max(len(self._hosts), 1)
         errors: list[BackendError] = []
         for host in self._hosts:
+            if host.endpoint in without:
+                continue
             if not fresh and (kept := host.take_kept()) is not None:
                 return kept
             if not host.may_take(fresh=fresh):
