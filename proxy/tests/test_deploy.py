@@ -399,6 +399,20 @@ def test_what_could_not_be_put_back_is_begun_anew(places: Places, systemd: Calla
     assert host.read_live(places) == MX
 
 
+def test_a_certificate_that_nobody_looks_out_for_is_not_forgotten(
+    places: Places, systemd: Callable[..., Systemd]
+) -> None:
+    fake, renew = systemd(SERVICE, MAIL_SOCKET), "greylist-proxy-renew.path"
+    host.save(replace(WITH_TLS, units={**WITH_TLS.units, renew: "[Path]\n"}), places.wanted)
+    fake.refused = {f"restart {renew}": {1}}
+    with pytest.raises(Failure, match="the next run tries it again"):
+        Deployer(places, check=False).apply()
+    assert renew not in fake.active
+    assert Deployer(places, check=False).apply() is Step.HAND_OVER
+    assert renew in fake.active
+    assert Deployer(places, check=False).apply() is Step.NOTHING
+
+
 def test_sockets_are_replaced_also_where_a_run_broke_off(
     places: Places, systemd: Callable[..., Systemd], monkeypatch: pytest.MonkeyPatch
 ) -> None:

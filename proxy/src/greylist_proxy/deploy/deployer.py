@@ -274,12 +274,15 @@ class Deployer:
         self._start_others(wanted, live)
 
     def _start_others(self, before: Deployment | None, after: Deployment) -> None:
-        """Start what looks out for new certificates."""
+        """Start what looks out for new certificates. HalfDone: it does not, so the next run is to try it again."""
         for name, text in after.units.items():
             if name.endswith(".path"):
-                systemctl("enable", "--quiet", name)
                 is_same = before is not None and before.units.get(name) == text
-                systemctl("start" if is_same else "restart", name)
+                try:
+                    systemctl("enable", "--quiet", name)
+                    systemctl("start" if is_same else "restart", name)
+                except Failure as error:
+                    raise HalfDone(f"{error}. All else is done; the next run tries it again.") from error
 
     def _tidy(self, current: str) -> None:
         """Remove old releases, and the lists and secrets that no deployment names any more."""
