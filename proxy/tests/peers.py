@@ -28,17 +28,28 @@ from typing import Any
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 DEADLINE = 20.0  # seconds for anything that a test waits for
+LOWEST_PORT = 20_000
+PORTS_EACH = 750  # of each of pytest's processes
+_given_ports: set[int] = set()
 
 
 def free_port() -> int:
     """Return a port for a server that can't be told to take a free one, or that must come back on its own.
 
-    It lies below those that the system gives to outgoing connections, of which tests make thousands.
+    It lies below those that the system gives to outgoing connections, of which tests make thousands. While a server
+    starts, or starts anew, its port is free for all: so each of pytest's processes has ports of its own, and gives none
+    again soon.
     """
+    lowest = LOWEST_PORT + PORTS_EACH * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 16)
+    if len(_given_ports) > PORTS_EACH // 2:
+        _given_ports.clear()
     while True:
-        port = secrets.randbelow(12_000) + 20_000
+        port = lowest + secrets.randbelow(PORTS_EACH)
+        if port in _given_ports:
+            continue
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
+            _given_ports.add(port)
             return port
 
 

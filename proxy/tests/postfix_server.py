@@ -113,6 +113,7 @@ class PostfixServer:
 
     def close(self) -> None:
         """End it, with everything that it has queued."""
+        print(self.log.read_text())  # pytest shows it where the test has failed
         pid = int(self._pid_file.read_text())
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), "Postfix's end")

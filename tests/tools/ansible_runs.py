@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,16 @@ def children(pid: int) -> list[int]:
     return [
         int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
     ]
+
+
+def family(pid: int) -> list[str]:
+    """What a process has started, and what that has started: each one's command, cut short, and where it waits."""
+    told = []
+    with contextlib.suppress(OSError):  # it ends just now
+        for child in children(pid):
+            command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            told += [f"{child} {command[-200:]} {waits(child)}", *family(child)]
+    return told
 
 
 def is_deadlocked(worker: int) -> bool:
@@ -136,7 +147,7 @@ class Controller:
             except subprocess.TimeoutExpired as late:
                 workers = children(process.pid)
                 deadlocked = [worker for worker in workers if is_deadlocked(worker)]
-                where = f"{late.output!r}; its workers wait in {[*map(waits, workers)]}"
+                where = f"{late.output!r}; what it has started: {family(process.pid)}"
                 late.add_note(where)
                 os.killpg(process.pid, signal.SIGKILL)
                 for worker in workers:  # each in a session of its own
