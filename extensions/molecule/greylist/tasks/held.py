@@ -1,12 +1,12 @@
 # Copyright: the mailops.tarpit contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two clients in the middle of a message, one at each of the two processes, while the port moves.
+"""Clients in the middle of a message, one at each of the two processes, while the port moves; then one at the new port.
 
     python3 held.py MARK
 
 MARK is made when the first one waits. It ends its message when the process that it talks to is told to end; the second
 one ends its own when port 2525 answers. So if either were waited for with no port open, neither would ever be done.
-Prints the replies to both messages.
+Prints the replies to all three messages.
 """
 
 import pathlib
