@@ -26,6 +26,7 @@ from typing import Final
 
 from lab.backend import (
     ERROR_DEPENDENT_SERVICES_RUNNING,
+    ERROR_INTERNAL_ERROR,
     ERROR_SERVICE_DEPENDENCY_FAIL,
     HKEY_LOCAL_MACHINE,
     REG_DWORD,
@@ -66,6 +67,7 @@ _NO_START_MODE: Final = 99
 
 _STOP_SECONDS: Final = 10.0
 _START_SECONDS: Final = 60.0
+_START_ATTEMPTS: Final = 3
 
 
 class WineBackend:
@@ -162,6 +164,16 @@ class WineBackend:
         """See `Backend`."""
         if name.lower() in self._depends_on_smtpsvc and self.service_status(name).state == "Stopped":
             self._start_antecedent(self.service_status(SMTPSVC))
+        for _attempt in range(_START_ATTEMPTS - 1):
+            try:
+                self._helper.ask("start", name)
+            except Win32Error as error:
+                # Wine's word where the new process ended in its first milliseconds, which once in thousands of starts
+                # it does: nothing was begun, and the service is stopped as it was.
+                if error.code != ERROR_INTERNAL_ERROR:
+                    raise
+            else:
+                return
         self._helper.ask("start", name)
 
     def _start_antecedent(self, antecedent: ServiceStatus) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.backend import HKEY_LOCAL_MACHINE, Win32Error
+from lab.backend import ERROR_INTERNAL_ERROR, HKEY_LOCAL_MACHINE, SMTPSVC, Win32Error
 from lab.windows import helper
 from lab.windows import prefix as prefixes
 from lab.windows import programs as found
@@ -115,6 +115,36 @@ def test_a_helper_that_died_or_hangs_is_an_error(
     finally:
         backend.close()
     await_no_process_of(tmp_path)
+
+
+@pytest.mark.parametrize(("ended_early", "started"), [(1, True), (2, True), (3, False)])
+def test_a_service_whose_process_ends_before_its_first_word_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_early: int, started: bool
+) -> None:
+    backend = WineBackend(tmp_path)
+    try:
+        backend.stop_service(SMTPSVC)
+        backend._wait_for(SMTPSVC, "Stopped", 30)
+        left = ended_early
+
+        def ask(self: Helper, verb: str, *arguments: int | str | bytes) -> list[str]:
+            nonlocal left
+            if verb == "start" and left > 0:
+                left -= 1
+                raise Win32Error(ERROR_INTERNAL_ERROR, "StartService")
+            return really_ask(self, verb, *arguments)
+
+        really_ask = Helper.ask
+        monkeypatch.setattr(Helper, "ask", ask)
+        if started:
+            backend.start_service(SMTPSVC)
+            backend._wait_for(SMTPSVC, "Running", 30)
+        else:
+            with pytest.raises(Win32Error, match="1359"):
+                backend.start_service(SMTPSVC)
+        assert left == 0
+    finally:
+        backend.close()
 
 
 def test_a_wineserver_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
