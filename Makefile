@@ -16,7 +16,6 @@ unexport PYTHONDONTWRITEBYTECODE
 export TARPIT_RUN_ID ?= $(shell printf %s '$(CURDIR)' | sha256sum | cut -c1-8)
 
 TEST := .cache/venvs/test/bin
-INTEGRATION := .cache/venvs/integration/bin
 DEV := .cache/venvs/dev/bin
 FUZZ := .cache/venvs/fuzz/bin
 # Of the proxy's tests, two a processor: many wait for a program, a delay or a timer.
@@ -62,23 +61,23 @@ lint: ## Linters, type checker, ansible-test sanity
 .PHONY: unit
 unit: ## Tests without a network: plug-ins, proxy, lab
 	@mkdir -p .cache; $(call setup,python test)
-	$(TEST)/pytest tests/unit
+	dev/pytest.sh test tests/unit
 
 .PHONY: integration
 integration: ## Real programs against the lab on both backends
 	@mkdir -p .cache; $(call setup,packages $(WINE_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES) $(MONITORING_PACKAGES) \
 	    $(MAIL_PACKAGES))
 	@$(call setup,python integration); $(call setup,python dev)
-	$(INTEGRATION)/pytest $(PARALLEL) -n $(AT_ONCE) proxy/tests
-	$(INTEGRATION)/pytest $(PARALLEL) -n $(LAB_AT_ONCE) tests/lab tests/integration
+	dev/pytest.sh integration $(PARALLEL) -n $(AT_ONCE) proxy/tests
+	dev/pytest.sh integration $(PARALLEL) -n $(LAB_AT_ONCE) tests/lab tests/integration
 	@# The oldest ansible-core that is supported goes with the oldest Python, where this machine has two. Benchmarks, and
 	@# the longest of what is about the whole program among others, run with the newest only: in the scenario
 	@# `greylist` it runs with Debian 12's.
 	@$(call setup,python test oldest)
 	if [ -d .cache/venvs/test-oldest ]; then \
-	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n $(LAB_AT_ONCE) tests/unit tests/integration/test_windows.py \
+	    dev/pytest.sh test-oldest $(PARALLEL) -n $(LAB_AT_ONCE) tests/unit tests/integration/test_windows.py \
 	        tests/integration/test_exchange.py -k 'not wine' && \
-	    .cache/venvs/test-oldest/bin/pytest $(PARALLEL) -n $(AT_ONCE) $(NEWEST_ONLY:%=--ignore-glob='*/test_%.py') proxy/tests; fi
+	    dev/pytest.sh test-oldest $(PARALLEL) -n $(AT_ONCE) $(NEWEST_ONLY:%=--ignore-glob='*/test_%.py') proxy/tests; fi
 
 .PHONY: fuzz
 fuzz: ## Search for inputs that break what the proxy reads (FUZZ_SECONDS=600)
