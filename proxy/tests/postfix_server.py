@@ -4,6 +4,10 @@
 
 It has its own configuration, queue and data folders, listens on a free loopback port, runs nothing in a chroot and
 knows nothing of the system's Postfix. Its master process needs root, as Postfix always does.
+
+What its programs log is taken by `Log`, where Postfix has postlogd. Each program waits until its line is taken, the
+master process too, and that is who has to start postlogd: once in some hundred starts on a busy machine none of them
+went on.
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tools.processes import family, waits
 
 from .peers import Sink, closing, free_port, wait_until
 
@@ -45,7 +52,33 @@ anvil      unix - - n - 1 anvil
 scache     unix - - n - 1 scache
 postlog    unix-dgram n - n - 1 postlogd
 """
-ABORT_PATIENCE = 10.0  # seconds for the master process to end
+# It must not be postlog: Postfix insists on a line for that one in master.cf.
+LOG_SERVICE = "log-of-the-test"
+
+
+class Log:
+    """Takes what is logged, at the socket of a service of Postfix, and appends it to a file."""
+
+    def __init__(self, path: Path, socket_path: Path) -> None:
+        file = path.open("ab", buffering=0)
+
+        class Append(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                line, _socket = self.request
+                file.write(line + b"\n")
+
+        self._file = file
+        self._server = socketserver.UnixDatagramServer(str(socket_path), Append)
+        socket_path.chmod(0o666)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._file.close()
 
 
 class PostfixServer:
@@ -70,6 +103,7 @@ class PostfixServer:
             "data_directory": str(data),
             "maillog_file": str(self.log),
             "maillog_file_prefixes": str(self._folder),
+            "postlog_service_name": LOG_SERVICE,
             "myhostname": "postfix.test",
             "inet_interfaces": "127.0.0.1",
             "inet_protocols": "ipv4",
@@ -93,6 +127,7 @@ class PostfixServer:
         subprocess.run(
             ["postfix", "-c", str(self._folder), "start"], check=True, stdin=subprocess.DEVNULL, capture_output=True
         )
+        self._log = Log(self.log, self._folder / "queue/public" / LOG_SERVICE)
         self._wants_proxy = "smtpd_upstream_proxy_protocol" in settings
         self._pid_file = self._folder / "queue/pid/master.pid"
         wait_until(self._listens, "Postfix")
@@ -113,10 +148,12 @@ class PostfixServer:
 
     def close(self) -> None:
         """End it, with everything that it has queued."""
-        print(self.log.read_text())  # pytest shows it where the test has failed
         pid = int(self._pid_file.read_text())
+        # pytest shows it where the test has failed.
+        print(self.log.read_text(), waits(pid), *family(pid), sep="\n")
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), "Postfix's end")
+        self._log.close()
         shutil.rmtree(self._folder)
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.hosts import LabHost
+from tools.processes import children, family, waits
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -28,23 +28,6 @@ class Deadlock(Exception):
     """ansible-core stands still by itself."""
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, and that have not ended."""
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-
-
-def family(pid: int) -> list[str]:
-    """What a process has started, and what that has started: each one's command, cut short, and where it waits."""
-    told = []
-    with contextlib.suppress(OSError):  # it ends just now
-        for child in children(pid):
-            command = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            told += [f"{child} {command[-200:]} {waits(child)}", *family(child)]
-    return told
-
-
 def is_deadlocked(worker: int) -> bool:
     """Tell whether a worker waits for a lock, and for no process: so it does in no action or module of anybody's.
 
@@ -53,11 +36,6 @@ def is_deadlocked(worker: int) -> bool:
     twice among some thousand.
     """
     return not children(worker) and all("futex" in wait for wait in waits(worker))
-
-
-def waits(pid: int) -> list[str]:
-    """Where in the system each thread of a process waits, "0" for nowhere."""
-    return [(task / "wchan").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 @dataclass(frozen=True)
