@@ -53,6 +53,14 @@ demo: ## Set the tarpit of a lab Windows host, and mail through the proxy: no ro
 test: ## Everything: lint, molecule, unit, integration; with CI=true also soak and fuzz
 	@mkdir -p .cache && dev/test.sh
 
+.PHONY: setup
+setup: ## Install what the parts would each install by themselves
+	@mkdir -p .cache
+	@$(call setup,packages $(WINE_PACKAGES) $(PODMAN_PACKAGES) $(KERBEROS_PACKAGES) $(GREYLIST_PACKAGES) \
+	    $(MONITORING_PACKAGES) $(MAIL_PACKAGES))
+	@$(call setup,python integration); $(call setup,python test); $(call setup,python test oldest)
+	@$(call setup,python fuzz); $(call setup,python dev)
+
 .PHONY: lint
 lint: ## Linters, type checker, ansible-test sanity
 	@mkdir -p .cache; $(call setup,python dev)

@@ -4,7 +4,7 @@
 #
 # dev/pytest.sh VENV ARGUMENT…: runs pytest of .cache/venvs/VENV.
 #
-# With CI=true, up to three tests that failed run once more, with nothing beside them: thousands of tests start programs
+# With CI=true, up to three tests that failed run once more, one at a time: thousands of tests start programs
 # that wait for one another, and one of them may find the machine too busy. Who passes then does not fail the run, and is
 # not forgotten either: its first failure is printed, and .cache/unsteady names it for the summary of `make test`. A test
 # that fails twice, or a fourth one, is a failure.
@@ -25,6 +25,6 @@ failed=$(python3 -c 'import json, sys; print(*json.load(open(sys.argv[1])), sep=
     exit "$status"
 [ "$(wc -l <<<"$failed")" -le 3 ] || exit "$status"
 
-printf '\n==== once more, with nothing beside it: what failed\n%s\n' "$failed"
+printf '\n==== once more, one at a time: what failed\n%s\n' "$failed"
 "$pytest" -o cache_dir="$memory" "$@" --last-failed -n 0 || exit
 printf '%s\n' "$failed" >>.cache/unsteady

@@ -6,8 +6,9 @@
 # A part whose target exits with 3 could not run here (setup.sh has said what is missing).
 #
 # With CI=true nobody waits: five minutes of soak and two of search for bad inputs are parts too. They judge memory and
-# answers, not speed, so they run, with the linters, beside the molecule scenarios, which wait much; what they print
-# follows when all have ended. Nothing runs beside `integration`, which has use for all processors.
+# answers, not speed, so they run, with the linters and the tests without a network, beside the molecule scenarios, which
+# wait much; what they print follows when all have ended. Before them, what all parts need is installed, while molecule
+# waits for its own. Nothing runs beside `integration`, which has use for all processors.
 #
 # Exit status: 0 all ran and passed; 1 a part failed, or did not run while CI=true; 3 a part did not run.
 
@@ -37,12 +38,14 @@ run() {
 rm -f .cache/unsteady
 parts=(lint molecule unit integration)
 if [ "${CI-}" = true ]; then
-    parts=(lint molecule soak fuzz unit integration)
+    parts=(setup lint molecule soak fuzz unit integration)
     set -m
     (
+        run setup
         run lint
         run soak SOAK_SECONDS=300
         run fuzz FUZZ_SECONDS=120
+        run unit
     ) >"$results/printed" 2>&1 &
     beside=$!
     set +m
@@ -54,8 +57,9 @@ if [ -n "$beside" ]; then
     wait "$beside"
     beside=''
     cat "$results/printed"
+else
+    run unit
 fi
-run unit
 run integration
 
 worst=0
@@ -71,7 +75,7 @@ for part in "${parts[@]}"; do
     esac
 done
 # See dev/pytest.sh.
-[ ! -e .cache/unsteady ] || sed 's/^/unsteady, passed only when nothing ran beside it: /' .cache/unsteady
+[ ! -e .cache/unsteady ] || sed 's/^/unsteady, passed only when run again: /' .cache/unsteady
 # The end of what failed stands at the end: with some machines' CI it is all one gets to see.
 for part in "${parts[@]}"; do
     grep -q passed "$results/$part" 2>/dev/null ||
