@@ -31,7 +31,8 @@ class Files(SqliteStores):
         self.folder = folder
         self.path = folder / "data.db"
 
-    def impatient(self, timeout: float = 0.3) -> SqliteStore:
+    def impatient(self, timeout: float = 1.0) -> SqliteStore:
+        # The file gives up on a lock after four fifths of it: the rest must do for a busy machine to say so.
         store = self.make(RULES, Limits(timeout=timeout))
         assert isinstance(store, SqliteStore)
         return store
