@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.ansible_runs import Controller, Run
+from tools.ansible_runs import LOCAL, Controller, Run
 from tools.documented import block
 
 from .peers import free_port
@@ -21,11 +21,6 @@ from .postfix_server import PostfixServer
 from .valkey_servers import make_certificate
 
 PASSWORD = "no-password-is-asked-for"
-LOCAL = {
-    "ansible_connection": "local",
-    "ansible_become": False,
-    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-}
 PAGE = "in-front-of.md"
 FOR_BOTH = block(PAGE, "main.cf: for both")
 
@@ -46,7 +41,7 @@ class Edge:
             "greylist_proxy_acme_folders": [],
         }
         inventory = self._folder / "inventory.json"
-        group = {"hosts": self.hosts, "vars": {**LOCAL, **common, **variables}}
+        group = {"hosts": self.hosts, "vars": {**LOCAL, "ansible_become": False, **common, **variables}}
         inventory.write_text(json.dumps({"greylist_proxies": group}))
         return Controller(self._folder).playbook("mailops.tarpit.preflight", inventory, PASSWORD, *arguments)
 

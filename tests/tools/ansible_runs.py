@@ -21,6 +21,8 @@ from tools.processes import children, family, waits
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PASSWORD_VARIABLE = "TARPIT_TEST_PASSWORD"
+# A host that is this machine, with Ansible's own Python: which one Ansible would find is nobody's to know.
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
 PATIENCE = 240.0  # seconds; a busy machine takes ten times as long as a calm one
 
 
@@ -36,6 +38,11 @@ def is_deadlocked(worker: int) -> bool:
     twice among some thousand.
     """
     return not children(worker) and all("futex" in wait for wait in waits(worker))
+
+
+def local_play(tasks: list[dict[str, Any]]) -> str:
+    """A playbook that does these tasks on all hosts, each of which is this machine."""
+    return json.dumps([{"hosts": "all", "gather_facts": False, "vars": LOCAL, "tasks": tasks}])
 
 
 @dataclass(frozen=True)

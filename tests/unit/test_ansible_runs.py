@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tools.ansible_runs import children, is_deadlocked
+from tools.ansible_runs import is_deadlocked
+from tools.processes import children
 
 PATIENCE = 20.0  # seconds
 FORK = """

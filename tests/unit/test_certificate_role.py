@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tools.ansible_runs import Controller, Run
+from tools.ansible_runs import Controller, Run, local_play
 
 # Files, and links by what they lead to; then the folders to watch, beside the one of certificate and key.
 PLACES: dict[str, tuple[dict[str, str], set[str]]] = {
@@ -54,9 +54,7 @@ def run(folder: Path) -> Run:
     role = {"name": "mailops.tarpit.greylist_proxy", "tasks_from": "certificate", "public": True}
     tasks = [{"ansible.builtin.include_role": role}, {"ansible.builtin.debug": {"var": "_greylist_proxy_tls_folders"}}]
     playbook = folder / "play.json"
-    playbook.write_text(
-        json.dumps([{"hosts": "all", "gather_facts": False, "vars": {"ansible_connection": "local"}, "tasks": tasks}])
-    )
+    playbook.write_text(local_play(tasks))
     (folder / "home").mkdir()
     return Controller(folder / "home").playbook(str(playbook), inventory, "no password is printed", "--forks=2")
 

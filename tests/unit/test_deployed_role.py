@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.ansible_runs import Controller, Run
+from tools.ansible_runs import Controller, Run, local_play
 
 SAID: dict[str, dict[str, Any]] = {
     "says-what": {"changed": True, "step": "reload", "release": "two", "msg": "it would be read again"},
@@ -36,9 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     role = {"name": "mailops.tarpit.greylist_proxy", "tasks_from": "deployed"}
     tasks = [{"ansible.builtin.include_role": role, "vars": {"_greylist_proxy_command": ["mode", "observe"]}}]
     playbook = folder / "play.json"
-    playbook.write_text(
-        json.dumps([{"hosts": "all", "gather_facts": False, "vars": {"ansible_connection": "local"}, "tasks": tasks}])
-    )
+    playbook.write_text(local_play(tasks))
     controller = Controller(folder / "home")
     return controller.playbook(str(playbook), inventory, "no password is printed", "--check", "--forks=2")
 

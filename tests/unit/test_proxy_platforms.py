@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.ansible_runs import ROOT, Controller, Run
+from tools.ansible_runs import ROOT, Controller, Run, local_play
 
 DEBIAN = {"python": "python3", "packages": ["python3", "python3-venv"]}
 EL9 = {"python": "python3.12", "packages": ["python3.12"]}
@@ -62,9 +62,7 @@ def look(folder: Path, hosts: dict[str, dict[str, str]]) -> Run:
         {"ansible.builtin.debug": {"var": "_greylist_proxy_platform"}},
     ]
     playbook = folder / "play.json"
-    playbook.write_text(
-        json.dumps([{"hosts": "all", "gather_facts": False, "vars": {"ansible_connection": "local"}, "tasks": tasks}])
-    )
+    playbook.write_text(local_play(tasks))
     return Controller(folder / "home").playbook(str(playbook), inventory, "no password is printed", "--forks=2")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tools.ansible_runs import Controller, Run
+from tools.ansible_runs import LOCAL, Controller, Run
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 CONDITIONS = {"when", "that", "until", "failed_when", "changed_when"}
@@ -98,7 +98,7 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Run:
         {
             "hosts": role,
             "gather_facts": False,
-            "vars": {"ansible_connection": "local"},
+            "vars": LOCAL,
             "tasks": [
                 {"ansible.builtin.include_role": {"name": f"mailops.tarpit.{role}", "tasks_from": "variables"}},
                 {"ansible.builtin.debug": {"msg": "went on"}},

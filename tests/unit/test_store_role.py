@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import pytest
-from tools.ansible_runs import Controller, Run
+from tools.ansible_runs import Controller, Run, local_play
 
 PROGRAMS = {
     ("Debian", "12"): "redis",
@@ -72,9 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         {"ansible.builtin.debug": {"var": "_greylist_proxy_store_program"}},
     ]
     playbook = folder / "play.json"
-    playbook.write_text(
-        json.dumps([{"hosts": "all", "gather_facts": False, "vars": {"ansible_connection": "local"}, "tasks": tasks}])
-    )
+    playbook.write_text(local_play(tasks))
     return Controller(folder / "home").playbook(str(playbook), inventory, SECRET, "--forks=2")
 
 
