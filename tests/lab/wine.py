@@ -31,6 +31,7 @@ from lab.backend import (
     HKEY_LOCAL_MACHINE,
     REG_DWORD,
     REG_SZ,
+    RPC_S_SERVER_UNAVAILABLE,
     SMTPSVC,
     SMTPSVC_DISPLAY_NAME,
     SMTPSVC_PARAMETERS,
@@ -98,12 +99,27 @@ class WineBackend:
         self._cleanup.callback(shutil.rmtree, self._prefix, ignore_errors=True)
         prefixes.copy_prefix(pristine, self._prefix, windows_programs)
         self._cleanup.callback(prefixes.end_processes, self._programs, self._prefix)
-        self._helper = Helper(
-            [self._programs.wine, f"C:\\{prefixes.PROGRAM_FOLDER}\\{prefixes.HELPER}"],
-            found.environment(self._programs, self._prefix),
-            log=self._prefix / "helper.log",
-        )
+        for _attempt in range(_START_ATTEMPTS):
+            self._helper = Helper(
+                [self._programs.wine, f"C:\\{prefixes.PROGRAM_FOLDER}\\{prefixes.HELPER}"],
+                found.environment(self._programs, self._prefix),
+                log=self._prefix / "helper.log",
+            )
+            if self._has_service_manager():
+                break
+            self._helper.close()
+            prefixes.end_processes(self._programs, self._prefix)
+        else:
+            raise WineError("Wine's service control manager does not come")
         self._cleanup.callback(self._helper.close)
+
+    def _has_service_manager(self) -> bool:
+        # It is a process of Wine's, and may end in its first milliseconds as any (see `start_service`).
+        try:
+            self.service_status(SMTPSVC)
+        except Win32Error as error:
+            return error.code != RPC_S_SERVER_UNAVAILABLE
+        return True
 
     def _install_smtpsvc(self) -> None:
         self._smtp_port = free_port()

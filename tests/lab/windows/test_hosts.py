@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lab.backend import ERROR_INTERNAL_ERROR, HKEY_LOCAL_MACHINE, SMTPSVC, Win32Error
+from lab.backend import (
+    ERROR_INTERNAL_ERROR,
+    HKEY_LOCAL_MACHINE,
+    RPC_S_SERVER_UNAVAILABLE,
+    SMTPSVC,
+    Win32Error,
+)
 from lab.windows import helper
 from lab.windows import prefix as prefixes
 from lab.windows import programs as found
@@ -112,6 +118,29 @@ def test_a_helper_that_died_or_hangs_is_an_error(
         for _n in range(2):
             with pytest.raises(WineError, match=r"the helper in Wine (ended|did not answer)"):
                 backend.read_value(HKEY_LOCAL_MACHINE, KEY, "N")
+    finally:
+        backend.close()
+    await_no_process_of(tmp_path)
+
+
+def test_a_host_whose_service_manager_does_not_come_is_booted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def ask(self: Helper, verb: str, *arguments: int | str | bytes) -> list[str]:
+        asked.append(self._process.pid)
+        if len(asked) == 1:
+            raise Win32Error(RPC_S_SERVER_UNAVAILABLE, "OpenSCManager")
+        return really_ask(self, verb, *arguments)
+
+    really_ask = Helper.ask
+    monkeypatch.setattr(Helper, "ask", ask)
+    backend = WineBackend(tmp_path)
+    try:
+        assert backend.service_status(SMTPSVC).state == "Running"
+        first, *others = asked
+        assert first not in others
     finally:
         backend.close()
     await_no_process_of(tmp_path)
