@@ -6,8 +6,8 @@ It has its own configuration, queue and data folders, listens on a free loopback
 knows nothing of the system's Postfix. Its master process needs root, as Postfix always does.
 
 What its programs log is taken by `Log`, where Postfix has postlogd. Each program waits until its line is taken, the
-master process too, and that is who has to start postlogd: once in some hundred starts on a busy machine none of them
-went on.
+master process too, and that is who has to start postlogd. On a busy machine it was seen, seldom, that no line was taken
+any more, and none of them went on.
 """
 
 from __future__ import annotations

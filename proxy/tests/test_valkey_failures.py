@@ -156,17 +156,21 @@ def test_a_full_server_takes_nothing_new_and_still_knows(tmp_path: Path) -> None
         run(address(server), play)
 
 
+def deferred(now: float, ident: str) -> Logged:
+    return Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, ident)
+
+
 def test_decisions_that_were_not_answered_are_not_sent_again(tmp_path: Path) -> None:
     with single(tmp_path) as server:
 
         async def play(store: ValkeyStore) -> None:
             now = (await store.observe(IDENTITIES, SENDER, RECIPIENT)).now
             server.pause()
-            store.note(Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, "first"))
+            store.note(deferred(now, "first"))
             assert "no answer" in await fails(store.flush())
             server.resume()
             assert await observe(store) is True
-            store.note(Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, "second"))
+            store.note(deferred(now, "second"))
             await store.flush()
             found = [decision.id async for decision in store.decisions(Wanted())]
             assert sorted(found) == sorted({"second", *found})  # the first may have come through, but once
@@ -180,14 +184,14 @@ def test_decisions_outlive_an_outage_in_memory(tmp_path: Path) -> None:
         async def play(store: ValkeyStore) -> None:
             now = (await store.observe(IDENTITIES, SENDER, RECIPIENT)).now
             server.kill()
-            store.note(Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, "first"))
+            store.note(deferred(now, "first"))
             await fails(store.flush())
             server.start()
-            store.note(Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, "second"))
+            store.note(deferred(now, "second"))
             await store.flush()
             assert [decision.id async for decision in store.decisions(Wanted())] == ["second", "first"]
             server.kill()
-            store.note(Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, "lost"))
+            store.note(deferred(now, "lost"))
             # close() gives no error
 
         run(address(server), play)
@@ -287,7 +291,7 @@ def test_the_documented_rights_are_enough_and_less_is_told(tmp_path: Path) -> No
         for call in every_call(store):
             await call
         now = (await store.observe(IDENTITIES, SENDER, RECIPIENT)).now
-        store.note(Logged(now, "defer", "new", "192.0.2.9", "net", SENDER, RECIPIENT, 60, "id"))
+        store.note(deferred(now, "id"))
         await store.flush()
         assert len([triplet async for triplet in store.triplets(Wanted())]) == 2
         await store.remove_triplets([triplet.triplet async for triplet in store.triplets(Wanted())])

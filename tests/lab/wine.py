@@ -180,17 +180,16 @@ class WineBackend:
         """See `Backend`."""
         if name.lower() in self._depends_on_smtpsvc and self.service_status(name).state == "Stopped":
             self._start_antecedent(self.service_status(SMTPSVC))
-        for _attempt in range(_START_ATTEMPTS - 1):
+        for attempt in range(1, _START_ATTEMPTS + 1):
             try:
                 self._helper.ask("start", name)
             except Win32Error as error:
                 # Wine's word where the new process ended in its first milliseconds, which once in thousands of starts
                 # it does: nothing was begun, and the service is stopped as it was.
-                if error.code != ERROR_INTERNAL_ERROR:
+                if error.code != ERROR_INTERNAL_ERROR or attempt == _START_ATTEMPTS:
                     raise
             else:
                 return
-        self._helper.ask("start", name)
 
     def _start_antecedent(self, antecedent: ServiceStatus) -> None:
         disabled = antecedent.state == "Stopped" and antecedent.start_mode == "Disabled"
